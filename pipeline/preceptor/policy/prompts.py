@@ -1,0 +1,72 @@
+"""A policy as chat messages: the part that never changes first, so that an engine's prefix cache holds it."""
+
+from __future__ import annotations
+
+import json
+from typing import Final
+
+from preceptor.contracts import OVERALL, content_id
+from preceptor.policy.document import Policy
+from preceptor.policy.precedents import Precedent
+from preceptor.policy.rubric import Dimension, Rubric
+
+ANSWER: Final = "Answer with one digit, 0 to 4."
+TOKENS_PER_WORD: Final = 1.6
+
+
+def messages(policy: Policy, dimension: str, *, query: str, profile: str, document: str) -> list[dict[str, str]]:
+    """Chat messages that ask a judge for one digit: the policy (system), then the pair and the question (user).
+
+    The system message is the same for every pair and dimension. `dimension` is one of the rubric's or 'overall';
+    PolicyError otherwise.
+    """
+    pair = _pair_text(query, profile, document)
+    return [
+        {"role": "system", "content": system_prompt(policy)},
+        {"role": "user", "content": f"{pair}\n\n{_question(policy.rubric, dimension)}\n{ANSWER}"},
+    ]
+
+
+def system_prompt(policy: Policy) -> str:
+    """Instructions, grades, every dimension with its anchors, and the shown precedents."""
+    rubric = policy.rubric
+    by_id = {precedent.id: precedent for precedent in policy.precedents}
+    grades = ", ".join(f"{grade} {name}" for grade, name in enumerate(rubric.grade_names))
+    blocks = [f"{rubric.instructions}\nGrades: {grades}.", *map(_dimension_text, rubric.dimensions)]
+    blocks += [_precedent_text(by_id[shown], rubric) for shown in rubric.shown]
+    return "\n\n".join(blocks)
+
+
+def prompt_hash(policy: Policy, dimension: str) -> str:
+    """16 hex digits that change with anything a judge reads for this dimension, apart from the pair."""
+    return content_id(json.dumps(messages(policy, dimension, query="", profile="", document="")))
+
+
+def num_tokens_about(policy: Policy, dimension: str) -> int:
+    """About how many tokens the prompt takes without the pair: words times 1.6.
+
+    The SmolLM2 tokenizer makes 1.57 to 1.60 tokens of a word of the shipped policy; good enough to warn by.
+    """
+    asked = messages(policy, dimension, query="", profile="", document="")
+    return round(sum(len(message["content"].split()) for message in asked) * TOKENS_PER_WORD)
+
+
+def _question(rubric: Rubric, dimension: str) -> str:
+    if dimension == OVERALL:
+        return f"{OVERALL}: {rubric.overall_question}"
+    return f"{dimension}: {rubric.dimension(dimension).question}"
+
+
+def _dimension_text(dimension: Dimension) -> str:
+    anchors = (f"{grade} {anchor}" for grade, anchor in enumerate(dimension.anchors))
+    return "\n".join([f"{dimension.name}: {dimension.question}", *anchors])
+
+
+def _precedent_text(precedent: Precedent, rubric: Rubric) -> str:
+    grades = ", ".join(f"{name} {precedent.grades[name]}" for name in (*rubric.names, OVERALL))
+    pair = _pair_text(precedent.query, precedent.profile, precedent.document)
+    return f"Case:\n{pair}\nGrades: {grades}. {precedent.reason}"
+
+
+def _pair_text(query: str, profile: str, document: str) -> str:
+    return f"Query: {query or '(none)'}\nMember: {profile or '(none)'}\nPosting: {document or '(none)'}"

@@ -1,0 +1,249 @@
+"""The machine-read part of a policy: dimensions, anchors, and how the overall grade follows from them."""
+
+from __future__ import annotations
+
+import math
+import re
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Final
+
+from preceptor.contracts import NUM_GRADES, OVERALL
+from preceptor.errors import PolicyError
+from preceptor.policy.findings import Finding, error_at
+from preceptor.policy.toml_lines import TomlLines
+
+RULE: Final = "weighted-mean-half-down-then-caps"
+"""The one aggregation rule this version knows, as it must be written in ``[aggregation] rule``."""
+
+_SEMVER = re.compile(r"\d+\.\d+\.\d+")
+_NAME = re.compile(r"[a-z][a-z_]*")
+_KEYS: Final[dict[str, tuple[str, ...]]] = {
+    "rubric.toml": ("name", "version", "grades", "prompt", "aggregation", "dimension"),
+    "[prompt]": ("instructions", "overall_question", "precedents", "max_tokens"),
+    "[aggregation]": ("rule", "caps"),
+    "a cap": ("dimension", "at_most", "overall"),
+    "[[dimension]]": ("name", "title", "question", "weight", "anchors"),
+}
+
+Problems = Iterator[tuple[int | None, str]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dimension:
+    """One question a grader answers. `anchors[grade]` says what each of the five grades means."""
+
+    name: str
+    title: str
+    question: str
+    anchors: tuple[str, ...]
+    weight: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cap:
+    """Where the grade of `dimension` is `at_most` this, the overall grade is at most `overall`."""
+
+    dimension: str
+    at_most: int
+    overall: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rubric:
+    """A checked rubric.toml. `grade_names[grade]` names the five grades; `shown` holds the ids of the precedents that
+    every prompt carries, in order; `max_prompt_tokens` is the length above which lint warns."""
+
+    name: str
+    version: str
+    grade_names: tuple[str, ...]
+    dimensions: tuple[Dimension, ...]
+    caps: tuple[Cap, ...]
+    instructions: str
+    overall_question: str
+    shown: tuple[str, ...]
+    max_prompt_tokens: int
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The dimensions' names, in the rubric's order."""
+        return tuple(dimension.name for dimension in self.dimensions)
+
+    def dimension(self, name: str) -> Dimension:
+        """The dimension of this name; PolicyError naming those there are."""
+        for dimension in self.dimensions:
+            if dimension.name == name:
+                return dimension
+        raise PolicyError(f"unknown dimension '{name}'. The rubric has: {', '.join(self.names)}.")
+
+    def aggregate(self, grades: Mapping[str, int]) -> int:
+        """The overall grade: the weighted mean of all dimensions with halves rounded down, then the caps.
+
+        Other keys, such as 'overall', are ignored. PolicyError where a dimension has no grade.
+        """
+        missing = [name for name in self.names if name not in grades]
+        if missing:
+            raise PolicyError(f"the overall grade needs every dimension; no grade for {', '.join(missing)}. Grade it.")
+        # Fractions, because a mean of exactly 2.5 must round down on every machine, whatever the weights.
+        weights = {dimension.name: Fraction(dimension.weight) for dimension in self.dimensions}
+        mean = sum((weight * grades[name] for name, weight in weights.items()), Fraction(0)) / sum(weights.values())
+        rounded = math.ceil(mean - Fraction(1, 2))
+        return min([rounded, *(cap.overall for cap in self.caps if grades[cap.dimension] <= cap.at_most)])
+
+
+def read_rubric(text: str, file: Path) -> tuple[Rubric | None, tuple[Finding, ...]]:
+    """The rubric in `text` and what is wrong with it; None in place of the rubric where anything is."""
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        at = re.search(r"at line (\d+)", str(error))
+        line = int(at.group(1)) if at else len(text.splitlines())
+        return None, (error_at(file, line, f"not valid TOML: {error}. Mend the line, or a quote left open before it."),)
+    lines = TomlLines.of(text)
+    findings = tuple(error_at(file, line, message) for line, message in _problems(raw, lines))
+    return (None if findings else _build(raw)), findings
+
+
+def _build(raw: Mapping[str, Any]) -> Rubric:
+    prompt = raw["prompt"]
+    return Rubric(
+        name=raw["name"],
+        version=raw["version"],
+        grade_names=_by_grade(raw["grades"]),
+        dimensions=tuple(
+            Dimension(**{**item, "anchors": _by_grade(item["anchors"]), "weight": float(item["weight"])})
+            for item in raw["dimension"]
+        ),
+        caps=tuple(Cap(**cap) for cap in raw["aggregation"]["caps"]),
+        instructions=prompt["instructions"].strip(),
+        overall_question=prompt["overall_question"],
+        shown=tuple(prompt["precedents"]),
+        max_prompt_tokens=prompt["max_tokens"],
+    )
+
+
+def _by_grade(texts: Mapping[str, str]) -> tuple[str, ...]:
+    return tuple(texts[str(grade)] for grade in range(NUM_GRADES))
+
+
+def _problems(raw: Mapping[str, Any], lines: TomlLines) -> Problems:
+    yield from _keys(raw, "rubric.toml", lines, 0)
+    for key in ("name", "version"):
+        yield from _text(raw, key, lines, 0)
+    if isinstance(raw.get("version"), str) and not _SEMVER.fullmatch(raw["version"]):
+        yield lines.key(0, "version"), f"version must be three numbers such as 1.0.0, got '{raw['version']}'."
+    yield from _graded(raw, "grades", "[grades]", lines, lines.table("[grades]"))
+    yield from _prompt_problems(raw.get("prompt", {}), lines)
+    dimensions = raw.get("dimension", [])
+    if not isinstance(dimensions, list) or not all(isinstance(item, dict) for item in dimensions) or not dimensions:
+        yield lines.key(0, "dimension"), "dimensions are written as [[dimension]] tables, at least one. Add them."
+        return
+    for index, item in enumerate(dimensions):
+        yield from _dimension_problems(item, lines, lines.table("[[dimension]]", index))
+    names = [item.get("name") for item in dimensions]
+    for index, name in enumerate(names):
+        if name is not None and name in names[:index]:
+            line = lines.key(lines.table("[[dimension]]", index), "name")
+            yield line, f"two dimensions are named '{name}'. Rename or remove one."
+    yield from _aggregation_problems(raw.get("aggregation", {}), names, lines)
+
+
+def _keys(raw: Mapping[str, Any], table: str, lines: TomlLines, start: int) -> Problems:
+    known = _KEYS[table]
+    for key in known:
+        if key not in raw:
+            yield start or None, f"{table} has no '{key}'. Add it."
+    for key in raw:
+        if key not in known:
+            yield lines.key(start, key), f"{table} has an unknown key '{key}'. Known: {', '.join(known)}."
+
+
+def _text(raw: Mapping[str, Any], key: str, lines: TomlLines, start: int) -> Problems:
+    if key in raw and not (isinstance(raw[key], str) and raw[key].strip()):
+        yield lines.key(start, key), f"'{key}' must be text, got {raw[key]!r}."
+
+
+def _graded(raw: Mapping[str, Any], key: str, owner: str, lines: TomlLines, start: int) -> Problems:
+    """Problems of a table that must give one text to each of the five grades."""
+    texts = raw.get(key)
+    if texts is None:
+        return
+    if not isinstance(texts, dict):
+        yield lines.key(start, key), f"{owner}: '{key}' must be a table of five texts, 0 to 4, got {texts!r}."
+        return
+    wanted = [str(grade) for grade in range(NUM_GRADES)]
+    what = "anchor" if key == "anchors" else "name"
+    for grade in wanted:
+        if grade not in texts:
+            yield start or None, f'{owner} has no {what} for grade {grade}. Add the line: {grade} = "...".'
+    for grade, text in texts.items():
+        if grade not in wanted:
+            yield lines.key(start, grade), f"{owner} has an unknown grade '{grade}'. Grades are 0 to 4."
+        elif not (isinstance(text, str) and text.strip()):
+            yield lines.key(start, grade), f"{owner}: the {what} for grade {grade} must be text, got {text!r}."
+        elif text in [texts.get(other) for other in wanted[: int(grade)]]:
+            yield (
+                lines.key(start, grade),
+                f"{owner}: grade {grade} has the same {what} as a lower grade. Tell them apart.",
+            )
+
+
+def _prompt_problems(prompt: Any, lines: TomlLines) -> Problems:
+    start = lines.table("[prompt]")
+    if not isinstance(prompt, dict):
+        yield lines.key(0, "prompt"), "[prompt] must be a table."
+        return
+    yield from _keys(prompt, "[prompt]", lines, start)
+    for key in ("instructions", "overall_question"):
+        yield from _text(prompt, key, lines, start)
+    shown = prompt.get("precedents", [])
+    if not isinstance(shown, list) or not all(isinstance(item, str) for item in shown):
+        yield lines.key(start, "precedents"), f"'precedents' must be a list of precedent ids, got {shown!r}."
+    limit = prompt.get("max_tokens", 1)
+    if type(limit) is not int or limit < 1:
+        yield lines.key(start, "max_tokens"), f"'max_tokens' must be a whole number above 0, got {limit!r}."
+
+
+def _dimension_problems(item: Mapping[str, Any], lines: TomlLines, start: int) -> Problems:
+    yield from _keys(item, "[[dimension]]", lines, start)
+    for key in ("name", "title", "question"):
+        yield from _text(item, key, lines, start)
+    name = item.get("name")
+    if isinstance(name, str) and (name == OVERALL or not _NAME.fullmatch(name)):
+        yield lines.key(start, "name"), f"a dimension's name is lower case and not '{OVERALL}', got '{name}'."
+    weight = item.get("weight", 1)
+    if type(weight) not in (int, float) or not 0 < weight < math.inf:
+        yield lines.key(start, "weight"), f"dimension '{name}': weight must be a number above 0, got {weight!r}."
+    yield from _graded(item, "anchors", f"dimension '{name}'", lines, start)
+
+
+def _aggregation_problems(aggregation: Any, names: list[Any], lines: TomlLines) -> Problems:
+    start = lines.table("[aggregation]")
+    if not isinstance(aggregation, dict):
+        yield lines.key(0, "aggregation"), "[aggregation] must be a table."
+        return
+    yield from _keys(aggregation, "[aggregation]", lines, start)
+    if aggregation.get("rule", RULE) != RULE:
+        yield lines.key(start, "rule"), f"unknown aggregation rule '{aggregation['rule']}'. Known: {RULE}."
+    caps = aggregation.get("caps", [])
+    if not isinstance(caps, list) or not all(isinstance(cap, dict) for cap in caps):
+        yield lines.key(start, "caps"), "'caps' must be a list of { dimension, at_most, overall }."
+        return
+    for index, cap in enumerate(caps):
+        line = lines.item(start, "caps", index)
+        for _, message in _keys(cap, "a cap", lines, start):
+            yield line, message
+        if "dimension" in cap and cap["dimension"] not in names:
+            known = ", ".join(map(str, names))
+            yield line, f"a cap names the unknown dimension '{cap['dimension']}'. The rubric has: {known}."
+        for key in ("at_most", "overall"):
+            if key in cap and not is_grade(cap[key]):
+                yield line, f"a cap's '{key}' must be a grade, 0 to 4, got {cap[key]!r}."
+
+
+def is_grade(value: object) -> bool:
+    """Whether `value` is one of the five grades; True and 3.0 are not."""
+    return type(value) is int and 0 <= value < NUM_GRADES
