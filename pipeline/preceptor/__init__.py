@@ -1,0 +1,1 @@
+"""Preceptor: from a product policy and graded examples to a distilled ranker."""

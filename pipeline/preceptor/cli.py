@@ -1,0 +1,182 @@
+"""The command `preceptor`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from preceptor.errors import PreceptorError, RecipeError
+from preceptor.plan import choose, make_plan
+from preceptor.recipe import POLICY_DIR, Recipe
+from preceptor.recipes import SHIPPED, find_recipe, with_data
+
+_EPILOG: Final = """\
+examples:
+  preceptor run demo --root runs/demo --dry-run        what would run
+  preceptor run demo --root runs/demo                  the whole path; run again, it skips what is finished
+  preceptor run demo --root runs/demo --from distill   from one stage on
+  preceptor run jobmatch --root runs/jobmatch --data DIR
+  preceptor run demo --root runs/mine --judge openai --base-url http://127.0.0.1:8000/v1 --judge-model NAME
+  preceptor score --bundle runs/demo/export/v1/bundle --pairs pairs.parquet --out scores.parquet
+  preceptor serve --bundle runs/demo/export/v1/bundle
+  preceptor policy lint policy/job_match
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The exit code: 0, 1 where a judge, gate or stage failed, 2 for input that must be mended."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return int(arguments.run(arguments) or 0)
+    except PreceptorError as error:
+        print(f"preceptor: {type(error).__name__}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("preceptor: interrupted; run the same command again to go on", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="preceptor",
+        description="From a product policy and graded examples to a distilled ranker.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _add_run(commands.add_parser("run", help="run a recipe's stages; finished ones are skipped"))
+    _add_score(commands.add_parser("score", help="score a file of pairs with a bundle"))
+    _add_serve(commands.add_parser("serve", help="serve a bundle over HTTP with Ray Serve"))
+    _add_policy(commands.add_parser("policy", help="check or show a policy"))
+    return parser
+
+
+def _add_run(parser: argparse.ArgumentParser) -> None:
+    parser.description = f"Run a recipe. Shipped: {', '.join(SHIPPED)}; or FILE.py:function of your own."
+    parser.add_argument("recipe", help="a shipped recipe's name, or FILE.py:function")
+    parser.add_argument("--root", type=Path, help="where stages are kept (default: runs/RECIPE)")
+    parser.add_argument("--data", type=Path, help="folder of the source's files (jobmatch, headlines)")
+    parser.add_argument("--policy", type=Path, help="a policy directory in place of the recipe's")
+    parser.add_argument("--version", help="name of this run's outputs; 'dev' always rebuilds")
+    parser.add_argument("--only", metavar="STAGE", help="run this stage alone, on finished inputs")
+    parser.add_argument("--from", dest="start", metavar="STAGE", help="run from this stage on")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan, run nothing")
+    parser.add_argument("--judge", choices=("openai",), help="label with an OpenAI-compatible endpoint")
+    parser.add_argument("--base-url", help="the endpoint, such as http://127.0.0.1:8000/v1")
+    parser.add_argument("--judge-model", help="the model's name at the endpoint")
+    parser.add_argument("--serve-examples", action="store_true", help="then score three pairs over HTTP")
+    parser.set_defaults(run=_run)
+
+
+def _add_score(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Score pairs: columns query, profile and document suffice. Output: the SCORES contract."
+    parser.add_argument("--bundle", type=Path, required=True, help="a bundle/ directory of an export stage")
+    parser.add_argument("--pairs", type=Path, required=True, help="Parquet, JSONL, CSV or a saved datasets directory")
+    parser.add_argument("--out", type=Path, required=True, help="a Parquet file; one row a pair, in their order")
+    parser.set_defaults(run=_score)
+
+
+def _add_serve(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Serve a bundle: POST /v1/score, /healthz, /metrics. Binds to loopback unless told."
+    parser.add_argument("--bundle", type=Path, required=True, help="a bundle/ directory of an export stage")
+    parser.add_argument("--host", default="127.0.0.1", help="interface to bind (default: 127.0.0.1)")
+    parser.add_argument("--port", type=int, default=8000, help="port to bind (default: 8000)")
+    parser.set_defaults(run=_serve)
+
+
+def _add_policy(parser: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for name, about, run in (
+        ("lint", "check a policy; exit 1 where there are errors", _lint),
+        ("show", "print a policy's dimensions, anchors and rule", _show),
+    ):
+        command = commands.add_parser(name, help=about, description=about)
+        command.add_argument("directory", type=Path, nargs="?", default=POLICY_DIR, help="default: the shipped policy")
+        command.set_defaults(run=run)
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from preceptor.running import dry_run, run_steps, serve_examples
+
+    recipe = _recipe(arguments)
+    root = (arguments.root or Path("runs") / recipe.name).resolve()
+    steps = choose(make_plan(recipe), only=arguments.only, start=arguments.start)
+    if arguments.dry_run:
+        print(dry_run(recipe, steps, root=root))
+        return 0
+    run_steps(recipe, steps, root=root)
+    if arguments.serve_examples:
+        from preceptor.running import finished_records, report
+
+        for row in serve_examples(recipe, root=root):
+            print(f"served over HTTP: score {row['score']:.3f}  {row['document'][:70]}", file=sys.stderr)
+        report(recipe, finished_records(recipe, root=root), root=root)
+    shown = arguments.root or Path("runs") / recipe.name
+    print(f"{recipe.name}: ok {shown / 'report.html'}")
+    return 0
+
+
+def _recipe(arguments: argparse.Namespace) -> Recipe:
+    recipe = with_data(find_recipe(arguments.recipe), arguments.data)
+    if arguments.policy is not None:
+        recipe = replace(recipe, policy=arguments.policy)
+    if arguments.version is not None:
+        recipe = replace(recipe, version=arguments.version)
+    if arguments.judge is None:
+        if arguments.base_url or arguments.judge_model:
+            raise RecipeError("--base-url and --judge-model go with --judge openai.")
+        return recipe
+    if recipe.judge is None:
+        raise RecipeError(f"recipe {recipe.name} has no judge to replace.")
+    judge = replace(
+        recipe.judge,
+        kind=arguments.judge,
+        base_url=arguments.base_url,
+        model=arguments.judge_model or recipe.judge.model,
+    )
+    return replace(recipe, judge=judge, labeller="judge")
+
+
+def _score(arguments: argparse.Namespace) -> int:
+    from preceptor.bundle import load_bundle, score_table
+    from preceptor.contracts import SCORES, write_table
+    from preceptor.sources.pairs import read_pairs
+
+    pairs = read_pairs(arguments.pairs)
+    bundle = load_bundle(arguments.bundle)
+    scores = score_table(bundle, pairs)
+    write_table(scores, arguments.out, SCORES)
+    print(f"score: {scores.num_rows:,} pairs, bundle {bundle.bundle_id}, {arguments.out}")
+    return 0
+
+
+def _serve(arguments: argparse.Namespace) -> int:
+    from preceptor.running import ray_cluster
+    from preceptor_serve.app import run_app
+
+    with ray_cluster():
+        run_app(arguments.bundle.resolve(), host=arguments.host, port=arguments.port)
+    return 0
+
+
+def _lint(arguments: argparse.Namespace) -> int:
+    from preceptor.policy import format_findings, lint
+
+    findings = lint(arguments.directory)
+    print(format_findings(findings))
+    return int(any(finding.severity == "error" for finding in findings))
+
+
+def _show(arguments: argparse.Namespace) -> int:
+    from preceptor.policy import load_policy, show
+
+    print(show(load_policy(arguments.directory)))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

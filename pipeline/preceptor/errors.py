@@ -1,0 +1,67 @@
+"""Every exception Preceptor raises on purpose.
+
+Each carries one line: the rule, the value seen, the way out. The command line prints that line and exits with
+``exit_code``; anything that is not a PreceptorError is a defect and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+class PreceptorError(Exception):
+    """Base of every error a user can mend."""
+
+    exit_code = 2
+
+
+class InputError(PreceptorError):
+    """A file, column, row or request that breaks its contract."""
+
+
+class RecipeError(PreceptorError):
+    """A recipe whose values cannot work together."""
+
+
+class PolicyError(PreceptorError):
+    """A policy document, rubric, precedent or golden line that breaks a rule of the policy room."""
+
+
+class DriftError(PreceptorError):
+    """A finished stage whose recorded config or inputs differ from the ones asked for now."""
+
+
+class JudgeRefused(PreceptorError):
+    """A judge under its agreement floor: it may not label."""
+
+    exit_code = 1
+
+
+class RejectCeilingError(PreceptorError):
+    """More rows rejected than the recipe allows."""
+
+    exit_code = 1
+
+
+class GateFailed(PreceptorError):
+    """The student missed a threshold of the gate: nothing is exported."""
+
+    exit_code = 1
+
+
+class ParityError(PreceptorError):
+    """An exported bundle whose scores differ from the trained model's."""
+
+    exit_code = 1
+
+
+class StageFailed(PreceptorError):
+    """A stage that could not finish: a killed worker, a full disk, an engine that would not start."""
+
+    exit_code = 1
+
+
+def located(message: str, *, file: Path | str, line: int | None = None, column: str | None = None) -> str:
+    """`message` prefixed with where it is: ``file:line: column 'c': message``."""
+    place = f"{file}:{line}" if line is not None else f"{file}"
+    return f"{place}: column '{column}': {message}" if column is not None else f"{place}: {message}"

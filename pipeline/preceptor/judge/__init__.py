@@ -1,0 +1,9 @@
+"""Judges: measuring devices that grade pairs, their calibration against golden, and the labels they give."""
+
+from preceptor.judge.calibrate import calibrate
+from preceptor.judge.fake import FakeJudge
+from preceptor.judge.hosted import HostedBatch, score_hosted
+from preceptor.judge.label import label
+from preceptor.judge.replies import Answers, Judge, Reply
+
+__all__ = ["Answers", "FakeJudge", "HostedBatch", "Judge", "Reply", "calibrate", "label", "score_hosted"]

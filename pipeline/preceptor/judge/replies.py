@@ -1,0 +1,221 @@
+"""What a judge answers, and the one place where answers become LABELS, REJECTS and TEACHER_SCORES rows.
+
+D is the number of dimensions a rubric aggregates, G = 5 the number of grades.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache, reduce
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from preceptor.contracts import NUM_GRADES, OVERALL
+
+if TYPE_CHECKING:
+    from preceptor.policy import Rubric
+
+MIN_LABEL_MASS: Final = 0.001
+"""A reply with less probability than this on the five grades together is no grade."""
+
+NO_GRADE: Final = "not a grade"
+OVER_LONG: Final = "over-long"
+TIMEOUT: Final = "timeout"
+UNREADABLE: Final = "unreadable reply"
+UNREACHABLE: Final = "connection lost"
+ENGINE_ERROR: Final = "engine error"
+INCOMPLETE: Final = "a dimension was rejected"
+
+_MAX_RAW: Final = 2000
+_PASSING: Final = (TIMEOUT, UNREADABLE, UNREACHABLE, ENGINE_ERROR, "http 429", "http 5")
+_GRADE_TEXT: Final = re.compile(r"\s*[\"'(\[]?([0-4])[\"')\].]*\s*")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reply:
+    """One judge's word on one pair and one dimension: five `probs` and a `label_mass`, or a `reason` for having none.
+
+    `probs` add up to 1; `label_mass` is the probability of the five grades before that. `raw` is what was seen.
+    """
+
+    pair_id: str
+    dimension: str
+    probs: tuple[float, ...] | None = None
+    label_mass: float | None = None
+    rationale: str | None = None
+    reason: str | None = None
+    raw: str | None = None
+    attempt: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """Replies that arrived together, and, from a hosted teacher, the raw logits of each head by pair."""
+
+    replies: tuple[Reply, ...]
+    logits: Mapping[str, Mapping[str, Sequence[float]]]
+
+
+class Judge(Protocol):
+    """A measuring device: each pair is answered once on each of `dimensions`, in any order."""
+
+    @property
+    def judge_id(self) -> str:
+        """Names the model and its state; goes into every label."""
+
+    @property
+    def dimensions(self) -> tuple[str, ...]:
+        """What it is asked; 'overall' is derived where it is not among them."""
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """The heads whose raw logits come along; empty unless a teacher is hosted."""
+
+    def grade(self, pairs: pa.Table) -> Iterator[Answers]:
+        """Answers for the rows of `pairs` (PAIRS), streamed as they come."""
+
+
+def graded(pair_id: str, dimension: str, masses: Sequence[float], *, raw: str | None = None, attempt: int = 1) -> Reply:
+    """The reply for `masses`, the probability of each grade before renormalising; a reject where they are too small."""
+    total = math.fsum(masses)
+    if len(masses) != NUM_GRADES or not math.isfinite(total) or min(masses) < 0 or total < MIN_LABEL_MASS:
+        return rejected(pair_id, dimension, NO_GRADE, raw=raw or f"grade masses {list(masses)}", attempt=attempt)
+    return Reply(
+        pair_id=pair_id,
+        dimension=dimension,
+        probs=tuple(mass / total for mass in masses),
+        label_mass=min(total, 1.0),
+        attempt=attempt,
+    )
+
+
+def rejected(pair_id: str, dimension: str, reason: str, *, raw: str | None = None, attempt: int = 1) -> Reply:
+    """A reply that holds no grade."""
+    return Reply(pair_id=pair_id, dimension=dimension, reason=reason, raw=raw, attempt=attempt)
+
+
+def one_hot(text: str | None) -> tuple[float, ...] | None:
+    """All mass on the grade that `text` is, or None where it is anything but one grade."""
+    found = _GRADE_TEXT.fullmatch(text or "")
+    return None if found is None else tuple(float(grade == int(found[1])) for grade in range(NUM_GRADES))
+
+
+def softmax(logits: Sequence[float]) -> tuple[float, ...]:
+    """Probabilities of raw `logits`."""
+    top = max(logits)
+    weights = [math.exp(logit - top) for logit in logits]
+    total = math.fsum(weights)
+    return tuple(weight / total for weight in weights)
+
+
+def is_passing(reason: str) -> bool:
+    """Whether the fault lay with the moment and not with the row, so that a later run should try the row again."""
+    return reason.startswith(_PASSING)
+
+
+def restricted(rubric: Rubric, dimensions: Sequence[str]) -> Rubric:
+    """`rubric` with only `dimensions` and the caps that speak of them."""
+    return replace(
+        rubric,
+        dimensions=tuple(dimension for dimension in rubric.dimensions if dimension.name in dimensions),
+        caps=tuple(cap for cap in rubric.caps if cap.dimension in dimensions),
+    )
+
+
+@lru_cache(maxsize=8)
+def overall_grades(rubric: Rubric) -> npt.NDArray[np.int64]:
+    """The overall grade of every combination of dimension grades, shape (G ** D,), last dimension fastest."""
+    names = [dimension.name for dimension in rubric.dimensions]
+    combinations = itertools.product(range(NUM_GRADES), repeat=len(names))
+    return np.array([rubric.aggregate(dict(zip(names, grades, strict=True))) for grades in combinations])
+
+
+def overall_reply(rubric: Rubric, pair_id: str, replies: Mapping[str, Reply]) -> Reply:
+    """The overall reply that follows from one reply on each dimension of `rubric`.
+
+    The dimensions' distributions are taken as independent and enumerated exactly: each of the G ** D combinations adds
+    its probability to the overall grade it aggregates to. The label mass is the product of the dimensions', the
+    probability that all of them were grades.
+    """
+    missing = [d.name for d in rubric.dimensions if d.name not in replies or replies[d.name].probs is None]
+    if missing:
+        return rejected(pair_id, OVERALL, INCOMPLETE, raw=", ".join(missing))
+    used = [replies[dimension.name] for dimension in rubric.dimensions]
+    joint = reduce(lambda left, right: np.multiply.outer(left, right).ravel(), (np.array(r.probs) for r in used))
+    probs = np.bincount(overall_grades(rubric), weights=joint, minlength=NUM_GRADES)
+    return Reply(
+        pair_id=pair_id,
+        dimension=OVERALL,
+        probs=tuple(float(prob) for prob in probs / probs.sum()),
+        label_mass=math.prod(reply.label_mass or 0.0 for reply in used),
+    )
+
+
+def with_overall(rubric: Rubric, replies: Iterable[Reply]) -> list[Reply]:
+    """`replies` of whole pairs, each pair closed by its overall reply where the judge gave none itself."""
+    by_pair: dict[str, dict[str, Reply]] = {}
+    for reply in replies:
+        by_pair.setdefault(reply.pair_id, {})[reply.dimension] = reply
+    closed = []
+    for pair_id, found in by_pair.items():
+        derived = [] if OVERALL in found else [overall_reply(restricted(rubric, tuple(found)), pair_id, found)]
+        closed += [*found.values(), *derived]
+    return closed
+
+
+def label_rows(
+    replies: Iterable[Reply],
+    *,
+    stage: str,
+    judge_id: str,
+    policy_version: str,
+    prompt_hashes: Mapping[str, str],
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """LABELS rows and REJECTS rows: every reply is in exactly one of the two.
+
+    The id of a reject is ``pair_id/dimension``. `prompt_hashes` is by dimension; a dimension without a prompt of its
+    own (a teacher's head, a derived overall) has the empty hash.
+    """
+    labels, rejects = [], []
+    for reply in replies:
+        if reply.probs is None:
+            rejects.append(
+                {
+                    "id": f"{reply.pair_id}/{reply.dimension}",
+                    "stage": stage,
+                    "reason": reply.reason or NO_GRADE,
+                    "raw": None if reply.raw is None else reply.raw[:_MAX_RAW],
+                    "attempt": reply.attempt,
+                }
+            )
+            continue
+        labels.append(
+            {
+                "pair_id": reply.pair_id,
+                "dimension": reply.dimension,
+                "grade": max(range(NUM_GRADES), key=reply.probs.__getitem__),
+                "probs": list(reply.probs),
+                "label_mass": reply.label_mass,
+                "rationale": reply.rationale,
+                "judge_id": judge_id,
+                "policy_version": policy_version,
+                "prompt_hash": prompt_hashes.get(reply.dimension, ""),
+            }
+        )
+    return labels, rejects
+
+
+def score_rows(logits: Mapping[str, Mapping[str, Sequence[float]]], *, teacher: str) -> list[dict[str, Any]]:
+    """TEACHER_SCORES rows of `teacher`: one per pair and head, with the raw logits."""
+    return [
+        {"pair_id": pair_id, "teacher": teacher, "head": head, "logits": list(values)}
+        for pair_id, heads in logits.items()
+        for head, values in heads.items()
+    ]

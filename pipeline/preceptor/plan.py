@@ -1,0 +1,329 @@
+"""From a recipe to its steps: what runs, in which order, on whose output.
+
+A step names the steps it reads. Its directory is ``{root}/{step}/{version}``; the stage function in it decides whether
+it is finished, to be resumed, or refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final, Literal
+
+from preceptor.contracts import parquet_files
+from preceptor.errors import InputError, RecipeError
+from preceptor.recipe import BackboneConfig, HeadlinesConfig, JobmatchConfig, MarketConfig, Recipe, TeacherConfig
+from preceptor.record import DEV, Record, read_record
+
+Records = Mapping[str, Record]
+Run = Callable[[Records, Path], Record]
+Status = Literal["done", "resume", "run"]
+
+ENGAGEMENT_SETS: Final = ("pool", "shown holdout")
+STUDENT_SETS: Final = ("golden holdout", "shown holdout")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One stage of a plan: `run(records, out)` calls it. `rows` says in words how much it works on."""
+
+    name: str
+    needs: tuple[str, ...]
+    rows: str
+    run: Run
+
+
+def make_plan(recipe: Recipe) -> tuple[Step, ...]:
+    """The steps of `recipe`, each after all it needs."""
+    steps = [_corpus(recipe)]
+    if recipe.relevance is not None:
+        steps += _judge_first(recipe) if recipe.labeller == "judge" else _teacher_first(recipe)
+    if recipe.engagement is not None:
+        steps += _engagement(recipe, recipe.engagement)
+    if recipe.distill is not None:
+        steps += _student(recipe)
+    if isinstance(recipe.source, JobmatchConfig):
+        steps.append(_rerank(recipe))
+    if isinstance(recipe.source, HeadlinesConfig):
+        steps.append(_within_tests(recipe))
+    return tuple(steps)
+
+
+def choose(steps: Sequence[Step], *, only: str | None, start: str | None) -> tuple[Step, ...]:
+    """The steps to run: `only` that one, or from `start` on; RecipeError for a name the plan lacks."""
+    names = [step.name for step in steps]
+    for name in (only, start):
+        if name is not None and name not in names:
+            raise RecipeError(f"no stage '{name}' in this plan; its stages: {', '.join(names)}.")
+    if only is not None:
+        return tuple(step for step in steps if step.name == only)
+    return tuple(steps[names.index(start) :]) if start is not None else tuple(steps)
+
+
+def execute(step: Step, records: dict[str, Record], *, root: Path, version: str) -> Record:
+    """The step's record, after running it or finding it finished; it is added to `records`.
+
+    What the step needs is taken from `records` or from finished directories; InputError where it is neither.
+    """
+    for name in step.needs:
+        if name not in records:
+            found = read_record(root / name / version)
+            if found is None:
+                raise InputError(f"stage '{step.name}' needs '{name}', which is not finished in {root}. Run it first.")
+            records[name] = found
+    records[step.name] = step.run(records, root / step.name / version)
+    return records[step.name]
+
+
+def status(step: Step, *, root: Path, version: str) -> Status:
+    """Whether the step's directory is finished, half done, or not there."""
+    out = root / step.name / version
+    if version == DEV:
+        return "run"
+    if read_record(out) is not None:
+        return "done"
+    return "resume" if (out / "pending.json").is_file() else "run"
+
+
+def _corpus(recipe: Recipe) -> Step:
+    source = recipe.source
+
+    def run(records: Records, out: Path) -> Record:
+        if isinstance(source, MarketConfig):
+            from preceptor.market.stage import market
+
+            return market(source, policy=recipe.policy, out=out)
+        if isinstance(source, JobmatchConfig):
+            from preceptor.sources.jobmatch import jobmatch
+
+            return jobmatch(source, policy=recipe.policy, out=out)
+        from preceptor.sources.headlines import headlines
+
+        return headlines(source, out=out)
+
+    return Step(name="corpus", needs=(), rows=_corpus_rows(recipe), run=run)
+
+
+def _corpus_rows(recipe: Recipe) -> str:
+    source = recipe.source
+    if isinstance(source, MarketConfig):
+        num_pairs = source.num_queries * source.documents_per_query
+        num_shown = (source.num_requests + source.num_holdout_requests) * source.documents_per_request
+        return f"{num_pairs:,} pairs, {num_shown:,} impressions (synthetic)"
+    if not source.data.exists():
+        return f"files in {source.data} (not found)"
+    import pyarrow.parquet as pq
+
+    num_rows = sum(pq.read_metadata(file).num_rows for file in parquet_files(source.data))
+    return f"{num_rows:,} rows in {source.data} (real)"
+
+
+def _judge_first(recipe: Recipe) -> list[Step]:
+    judge, teacher = recipe.judge, recipe.relevance
+    assert judge is not None and teacher is not None
+
+    def calibrate(records: Records, out: Path) -> Record:
+        from preceptor.judge import calibrate
+
+        return calibrate(judge, policy=recipe.policy, corpus=records["corpus"], out=out)
+
+    def label(records: Records, out: Path) -> Record:
+        from preceptor.judge import label
+
+        return label(
+            judge,
+            policy=recipe.policy,
+            corpus=records["corpus"],
+            calibration=records["calibrate"],
+            out=out,
+        )
+
+    def train(records: Records, out: Path) -> Record:
+        from preceptor.teachers.relevance import relevance_teacher
+
+        return relevance_teacher(
+            teacher,
+            policy=recipe.policy,
+            corpus=records["corpus"],
+            labels=records["label"],
+            storage=recipe.storage,
+            out=out,
+        )
+
+    return [
+        Step(name="calibrate", needs=("corpus",), rows=f"{judge.num_calibration_pairs:,} golden pairs", run=calibrate),
+        Step(name="label", needs=("corpus", "calibrate"), rows="pool pairs of split train", run=label),
+        Step(name="relevance_teacher", needs=("corpus", "label"), rows=_training_rows(teacher), run=train),
+        _score("relevance_scores", "relevance_teacher", teacher, ("pool", "golden holdout")),
+    ]
+
+
+def _teacher_first(recipe: Recipe) -> list[Step]:
+    judge, teacher = recipe.judge, recipe.relevance
+    assert judge is not None and teacher is not None
+
+    def zeroshot(records: Records, out: Path) -> Record:
+        from preceptor.judge import calibrate
+
+        return calibrate(judge, policy=recipe.policy, corpus=records["corpus"], out=out)
+
+    def train(records: Records, out: Path) -> Record:
+        from preceptor.teachers.relevance import relevance_teacher
+
+        return relevance_teacher(
+            teacher, policy=recipe.policy, corpus=records["corpus"], storage=recipe.storage, out=out
+        )
+
+    def calibrate(records: Records, out: Path) -> Record:
+        from preceptor.judge import calibrate
+
+        tuned = replace(judge, num_calibration_pairs=max(judge.num_calibration_pairs, recipe.num_tuned_pairs))
+        return calibrate(
+            tuned, policy=recipe.policy, corpus=records["corpus"], teacher=records["relevance_teacher"], out=out
+        )
+
+    def label(records: Records, out: Path) -> Record:
+        from preceptor.judge import label
+
+        return label(
+            judge,
+            policy=recipe.policy,
+            corpus=records["corpus"],
+            calibration=records["calibrate"],
+            teacher=records["relevance_teacher"],
+            out=out,
+        )
+
+    return [
+        Step(name="zeroshot", needs=("corpus",), rows=f"{judge.num_calibration_pairs:,} golden pairs", run=zeroshot),
+        Step(name="relevance_teacher", needs=("corpus",), rows=_training_rows(teacher), run=train),
+        Step(
+            name="calibrate",
+            needs=("corpus", "relevance_teacher"),
+            rows=f"{recipe.num_tuned_pairs:,} golden pairs",
+            run=calibrate,
+        ),
+        Step(
+            name="label",
+            needs=("corpus", "calibrate", "relevance_teacher"),
+            rows="pool pairs of split train",
+            run=label,
+        ),
+        _score("relevance_scores", "relevance_teacher", teacher, ("golden holdout",)),
+    ]
+
+
+def _engagement(recipe: Recipe, teacher: TeacherConfig) -> list[Step]:
+    def train(records: Records, out: Path) -> Record:
+        from preceptor.teachers.engagement import engagement_teacher
+
+        return engagement_teacher(teacher, corpus=records["corpus"], storage=recipe.storage, out=out)
+
+    sets = ENGAGEMENT_SETS if recipe.distill is not None else ("shown holdout",)
+    return [
+        Step(name="engagement_teacher", needs=("corpus",), rows=_training_rows(teacher), run=train),
+        _score("engagement_scores", "engagement_teacher", teacher, sets),
+    ]
+
+
+def _student(recipe: Recipe) -> list[Step]:
+    config = recipe.distill
+    assert config is not None
+    # A hosted teacher that labelled the pool left its raw logits beside the labels; nothing is scored twice.
+    pool_scores = "label" if recipe.labeller == "teacher" else "relevance_scores"
+
+    def train(records: Records, out: Path) -> Record:
+        from preceptor.student.distill import distill
+
+        return distill(
+            config,
+            corpus=records["corpus"],
+            relevance=records["relevance_teacher"],
+            relevance_scores=records[pool_scores],
+            engagement_scores=records["engagement_scores"],
+            storage=recipe.storage,
+            out=out,
+        )
+
+    def gate(records: Records, out: Path) -> Record:
+        from preceptor.evaluation.gate import gate
+
+        return gate(
+            recipe.gate,
+            corpus=records["corpus"],
+            relevance=records["relevance_scores"],
+            engagement=records["engagement_scores"],
+            student=records["student_scores"],
+            out=out,
+        )
+
+    def export(records: Records, out: Path) -> Record:
+        from preceptor.bundle import ExportConfig, export
+
+        wanted = ExportConfig(blend=config.blend, check_vllm=recipe.check_vllm)
+        return export(wanted, student=records["distill"], gate=records["gate"], out=out)
+
+    student = TeacherConfig(backbone=_backbone(recipe), train=config.train, scoring=config.scoring)
+    return [
+        Step(
+            name="distill",
+            needs=tuple(dict.fromkeys(("corpus", "relevance_teacher", pool_scores, "engagement_scores"))),
+            rows=_training_rows(student),
+            run=train,
+        ),
+        _score("student_scores", "distill", student, STUDENT_SETS),
+        Step(
+            name="gate",
+            needs=("corpus", "relevance_scores", "engagement_scores", "student_scores"),
+            rows="holdout pairs and impressions",
+            run=gate,
+        ),
+        Step(name="export", needs=("distill", "gate"), rows="one bundle", run=export),
+    ]
+
+
+def _score(name: str, model: str, teacher: TeacherConfig, sets: tuple[str, ...]) -> Step:
+    def run(records: Records, out: Path) -> Record:
+        from preceptor.ranker.score_stage import ScoreConfig, score
+
+        wanted = ScoreConfig(system=name.removesuffix("_scores"), sets=sets, scoring=teacher.scoring)
+        return score(wanted, corpus=records["corpus"], model=records[model], out=out)
+
+    return Step(name=name, needs=("corpus", model), rows=" and ".join(sets), run=run)
+
+
+def _rerank(recipe: Recipe) -> Step:
+    def run(records: Records, out: Path) -> Record:
+        from preceptor.sources.rerank_report import rerank_report
+
+        return rerank_report(
+            corpus=records["corpus"], teacher=records["relevance_scores"], student=records["student_scores"], out=out
+        )
+
+    return Step(
+        name="rerank_report",
+        needs=("corpus", "relevance_scores", "student_scores"),
+        rows="dev queries over all postings",
+        run=run,
+    )
+
+
+def _within_tests(recipe: Recipe) -> Step:
+    def run(records: Records, out: Path) -> Record:
+        from preceptor.sources.headline_report import headline_report
+
+        return headline_report(corpus=records["corpus"], scores=records["engagement_scores"], out=out)
+
+    return Step(name="headline_report", needs=("corpus", "engagement_scores"), rows="dev headlines", run=run)
+
+
+def _training_rows(teacher: TeacherConfig) -> str:
+    train = teacher.train
+    num_pairs = train.num_steps * train.groups_per_step * train.documents_per_group
+    return f"{train.num_steps:,} steps, at most {num_pairs:,} pairs, {train.num_workers} workers"
+
+
+def _backbone(recipe: Recipe) -> BackboneConfig:
+    assert recipe.relevance is not None
+    return recipe.relevance.backbone

@@ -1,0 +1,85 @@
+"""Requests as packed batches: the prefix once, its documents after it, nothing computed twice and no padding."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from preceptor.ranker.attention import make_layout
+from preceptor.ranker.model import PackedBatch
+from preceptor.ranker.text import document_token_ids, prefix_token_ids
+from preceptor.recipe import BackboneConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One query and profile with the documents to be scored for it."""
+
+    query: str
+    profile: str
+    documents: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodedRequest:
+    """Token ids of a request: its prefix and each document's part."""
+
+    prefix: tuple[int, ...]
+    documents: tuple[tuple[int, ...], ...]
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens it takes in a packed batch."""
+        return len(self.prefix) + sum(map(len, self.documents))
+
+
+def encode(request: Request, tokenizer: Any, limits: BackboneConfig) -> EncodedRequest:
+    """`request` as token ids, cut to the limits."""
+    prefix = prefix_token_ids(tokenizer, request.query, request.profile, max_prefix_tokens=limits.max_prefix_tokens)
+    documents = document_token_ids(tokenizer, request.documents, max_document_tokens=limits.max_document_tokens)
+    return EncodedRequest(prefix=tuple(prefix), documents=tuple(map(tuple, documents)))
+
+
+def pack(requests: Sequence[EncodedRequest]) -> PackedBatch:
+    """The requests as one batch, laid end to end without padding; documents keep their order."""
+    tokens: list[int] = []
+    positions: list[Tensor] = []
+    ends, owners, document_lengths = [], [], []
+    for owner, request in enumerate(requests):
+        shared = len(request.prefix)
+        tokens.extend(request.prefix)
+        positions.append(torch.arange(shared))
+        for document in request.documents:
+            tokens.extend(document)
+            positions.append(torch.arange(shared, shared + len(document)))
+            ends.append(len(tokens) - 1)
+            owners.append(owner)
+            document_lengths.append(len(document))
+    return PackedBatch(
+        tokens_T=torch.tensor(tokens, dtype=torch.long),
+        positions_T=torch.cat(positions),
+        ends_N=torch.tensor(ends, dtype=torch.long),
+        layout=make_layout([len(request.prefix) for request in requests], owners, document_lengths),
+    )
+
+
+def group_requests(pairs: Sequence[dict[str, Any]]) -> list[tuple[Request, list[str]]]:
+    """PAIRS rows as requests in order of first appearance, each with its pair ids in the documents' order."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for pair in pairs:
+        groups.setdefault((pair["query_id"], pair["profile_id"]), []).append(pair)
+    return [
+        (
+            Request(
+                query=group[0]["query"],
+                profile=group[0]["profile"],
+                documents=tuple(pair["document"] for pair in group),
+            ),
+            [pair["pair_id"] for pair in group],
+        )
+        for group in groups.values()
+    ]

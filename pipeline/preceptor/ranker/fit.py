@@ -1,0 +1,323 @@
+"""The one training loop: Ray Train workers, FSDP2 shards, exact resume.
+
+Every worker reads the same groups; which of them a step uses is a function of (seed, step), and worker r takes every
+W-th. A checkpoint holds the sharded model, the optimiser and the step, so a run that lost a worker, or was started
+again, goes on at the exact step and data position.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from preceptor.errors import StageFailed
+from preceptor.ranker.following import following
+from preceptor.ranker.batches import encode, pack
+from preceptor.ranker.examples import (
+    Group,
+    draw_documents,
+    groups_of_step,
+    load_groups,
+    normalisers_of,
+    to_request,
+    to_targets,
+)
+from preceptor.ranker.losses import Normalisers, Objective, total_loss
+from preceptor.ranker.model import Head, Ranker, head_slices, load_ranker
+from preceptor.recipe import TrainConfig
+
+MICRO_BATCH_TOKENS: Final = 2048
+_LOSSES: Final = "losses.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitJob:
+    """What a worker needs to train: where to start from, what to learn, where to put it."""
+
+    initial: Path
+    pairs: Path
+    examples: Path
+    out: Path
+    config: TrainConfig
+    objective: Objective
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitResult:
+    """The trained model's directory and the loss of every step."""
+
+    model: Path
+    losses: list[dict[str, float]]
+    seconds: float
+
+
+def fit(job: FitJob, *, name: str, storage: str | None = None) -> FitResult:
+    """The model trained by `job`, in ``{job.out}/model``.
+
+    `name` must be unique to the work (it holds the fingerprint): Ray Train resumes a run of the same name. Raises
+    StageFailed where the workers failed more often than the recipe allows.
+    """
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    started = time.monotonic()
+    config = job.config
+    job.out.mkdir(parents=True, exist_ok=True)
+    trainer = TorchTrainer(
+        _train_worker,
+        train_loop_config={"job": job},
+        torch_config=TorchConfig(backend="nccl" if config.gpus_per_worker else "gloo"),
+        scaling_config=ScalingConfig(
+            num_workers=config.num_workers,
+            use_gpu=config.gpus_per_worker > 0,
+            resources_per_worker={"GPU": config.gpus_per_worker, "CPU": config.cpus_per_worker}
+            if config.gpus_per_worker
+            else {"CPU": config.cpus_per_worker},
+        ),
+        run_config=RunConfig(
+            name=name,
+            storage_path=storage or str((job.out / "train").resolve()),
+            failure_config=FailureConfig(max_failures=config.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+        ),
+    )
+    try:
+        with following(job.out / _LOSSES, total=config.num_steps, label=name.rsplit("-", 1)[0]):
+            trainer.fit()
+    except Exception as error:  # Ray Train wraps whatever a worker raised in types of its own.
+        reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+        raise StageFailed(
+            f"training {name}: failed more than {config.max_failures} times ({reason[:300]}). "
+            f"See {job.out / 'train'}; run again to go on from the last checkpoint."
+        ) from error
+    shutil.rmtree(job.out / "train", ignore_errors=True)
+    return FitResult(
+        model=job.out / "model", losses=_read_losses(job.out), seconds=round(time.monotonic() - started, 1)
+    )
+
+
+def micro_batches(groups: Sequence[Group], lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
+    """Indices of `groups` in batches of at most `max_tokens` (one group at least)."""
+    batch: list[int] = []
+    used = 0
+    for index, length in enumerate(lengths):
+        if batch and used + length > max_tokens:
+            yield batch
+            batch, used = [], 0
+        batch.append(index)
+        used += length
+    if batch:
+        yield batch
+
+
+def split_logits(logits_NR: torch.Tensor, heads: Sequence[Head]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Grade logits [N, G, 5] and action logits [N, A] out of all rows."""
+    slices = head_slices(heads)
+    grades = [logits_NR[:, slices[head.name]] for head in heads if head.kind == "grade"]
+    actions = [logits_NR[:, slices[head.name]] for head in heads if head.kind == "action"]
+    return (
+        torch.stack(grades, dim=1) if grades else logits_NR.new_zeros(len(logits_NR), 0, 5),
+        torch.cat(actions, dim=1) if actions else logits_NR.new_zeros(len(logits_NR), 0),
+    )
+
+
+def accumulate_step(
+    model: nn.Module,
+    heads: Sequence[Head],
+    groups: Sequence[Group],
+    tokenizer: Any,
+    limits: Any,
+    objective: Objective,
+    norm: Normalisers,
+    *,
+    scale: float = 1.0,
+    device: torch.device | None = None,
+) -> dict[str, float]:
+    """The summed loss terms of `groups`, after adding their gradients, times `scale`, to the model's."""
+    encoded = [encode(to_request(group), tokenizer, limits) for group in groups]
+    totals: dict[str, float] = {}
+    batches = list(micro_batches(groups, [item.num_tokens for item in encoded], MICRO_BATCH_TOKENS))
+    for number, batch in enumerate(batches):
+        if hasattr(model, "set_requires_gradient_sync"):
+            model.set_requires_gradient_sync(number == len(batches) - 1)
+        packed = pack([encoded[index] for index in batch])
+        targets = to_targets([groups[index] for index in batch], heads)
+        if device is not None and device.type != "cpu":
+            packed, targets = packed.to(device), targets.to(device)
+        grade_logits, action_logits = split_logits(model(packed), heads)
+        terms = total_loss(grade_logits, action_logits, targets, objective, norm)
+        (terms["loss"] * scale).backward()
+        for key, value in terms.items():
+            totals[key] = totals.get(key, 0.0) + float(value)
+    return totals
+
+
+def make_optimizer(ranker: Ranker, config: TrainConfig) -> torch.optim.Optimizer:
+    """AdamW over the trainable parameters; the score rows learn at their own rate."""
+    score = [p for n, p in ranker.named_parameters() if p.requires_grad and ".score." in f".{n}"]
+    body = [p for n, p in ranker.named_parameters() if p.requires_grad and ".score." not in f".{n}"]
+    return torch.optim.AdamW(
+        [
+            {"params": body, "lr": config.learning_rate, "peak": config.learning_rate},
+            {"params": score, "lr": config.head_learning_rate, "peak": config.head_learning_rate},
+        ],
+        weight_decay=config.weight_decay,
+        betas=(0.9, 0.98),
+    )
+
+
+def learning_rate_share(step: int, config: TrainConfig) -> float:
+    """Share of the peak learning rate at `step`: linear warm-up, then linear decay to a twentieth."""
+    if step < config.warmup_steps:
+        return (step + 1) / config.warmup_steps
+    left = (config.num_steps - step) / max(config.num_steps - config.warmup_steps, 1)
+    return 0.05 + 0.95 * left
+
+
+def freeze_lowest(ranker: Ranker, num_layers: int) -> None:
+    """Fix the embeddings and the lowest `num_layers` layers, if any: no gradient, no optimiser state."""
+    if num_layers:
+        ranker.classifier.model.embed_tokens.requires_grad_(False)
+    for layer in ranker.classifier.model.layers[:num_layers]:
+        layer.requires_grad_(False)
+
+
+def shard(ranker: Ranker, config: TrainConfig) -> Ranker:
+    """The ranker with each layer, and the rest, sharded over all workers (FSDP2)."""
+    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+    policy = MixedPrecisionPolicy(param_dtype=getattr(torch, config.precision), reduce_dtype=torch.float32)
+    # Gathered parameters stay until the step ends: one gather a step, at the cost of a copy in the low precision.
+    for layer in ranker.classifier.model.layers:
+        fully_shard(layer, mp_policy=policy, reshard_after_forward=config.gpus_per_worker > 0)
+    fully_shard(ranker, mp_policy=policy, reshard_after_forward=config.gpus_per_worker > 0)
+    return ranker
+
+
+def _train_worker(payload: Mapping[str, FitJob]) -> None:
+    import ray.train
+
+    job = payload["job"]
+    config, context = job.config, ray.train.get_context()
+    rank, world = context.get_world_rank(), context.get_world_size()
+    if not config.gpus_per_worker:
+        torch.set_num_threads(max((os.cpu_count() or 1) // world, 1))
+    device = torch.device("cuda", torch.cuda.current_device()) if config.gpus_per_worker else torch.device("cpu")
+    torch.manual_seed(config.seed)
+    ranker, tokenizer = load_ranker(job.initial)
+    freeze_lowest(ranker, config.num_frozen_layers)
+    ranker = shard(ranker.to(device), config).train()
+    optimizer = make_optimizer(ranker, config)
+    start = _restore(ranker, optimizer)
+    groups = load_groups(job.pairs, job.examples)
+    if rank == 0:
+        _truncate_losses(job.out, start)
+    for step in range(start, config.num_steps):
+        chosen = [draw_documents(groups[i], step, config) for i in groups_of_step(len(groups), step, config)]
+        norm = normalisers_of(chosen, ranker.heads)
+        # FSDP averages gradients over workers; the loss is a sum over them, hence the scale.
+        terms = accumulate_step(
+            ranker,
+            ranker.heads,
+            chosen[rank::world],
+            tokenizer,
+            ranker.limits,
+            job.objective,
+            norm,
+            scale=float(world),
+            device=device,
+        )
+        for group in optimizer.param_groups:
+            group["lr"] = group["peak"] * learning_rate_share(step, config)
+        nn.utils.clip_grad_norm_([p for p in ranker.parameters() if p.requires_grad], config.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        terms = _summed(terms, device)
+        if rank == 0:
+            _append_loss(job.out, {"step": step + 1, **terms, "pairs": sum(len(g.documents) for g in chosen)})
+        if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.num_steps:
+            _save(ranker, optimizer, step + 1, terms)
+    _export(ranker, tokenizer, job.out / "model", rank)
+
+
+def _state(ranker: Ranker, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    from torch.distributed.checkpoint.state_dict import get_state_dict
+
+    model, optim = get_state_dict(ranker, optimizer)
+    return {"model": model, "optimizer": optim}
+
+
+def _restore(ranker: Ranker, optimizer: torch.optim.Optimizer) -> int:
+    import ray.train
+    import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.state_dict import set_state_dict
+
+    checkpoint = ray.train.get_checkpoint()
+    if checkpoint is None:
+        return 0
+    with checkpoint.as_directory() as directory:
+        state = _state(ranker, optimizer)
+        dcp.load(state, checkpoint_id=directory)
+        set_state_dict(
+            ranker, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"]
+        )
+        return int(json.loads((Path(directory) / "step.json").read_text())["step"])
+
+
+def _save(ranker: Ranker, optimizer: torch.optim.Optimizer, step: int, metrics: Mapping[str, float]) -> None:
+    import ray.train
+    import torch.distributed.checkpoint as dcp
+
+    with tempfile.TemporaryDirectory() as directory:
+        dcp.save(_state(ranker, optimizer), checkpoint_id=directory)
+        (Path(directory) / "step.json").write_text(json.dumps({"step": step}))
+        ray.train.report({"step": step, **metrics}, checkpoint=ray.train.Checkpoint.from_directory(directory))
+
+
+def _export(ranker: Ranker, tokenizer: Any, target: Path, rank: int) -> None:
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    full = get_model_state_dict(ranker, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+    if rank == 0:
+        weights = {name.removeprefix("classifier."): value.to(torch.bfloat16) for name, value in full.items()}
+        partial = target.with_name(f".{target.name}.partial")
+        shutil.rmtree(partial, ignore_errors=True)
+        ranker.classifier.config.dtype = torch.bfloat16
+        ranker.classifier.save_pretrained(partial, state_dict=weights)
+        tokenizer.save_pretrained(partial)
+        shutil.rmtree(target, ignore_errors=True)
+        partial.rename(target)
+    dist.barrier()
+
+
+def _summed(terms: Mapping[str, float], device: torch.device) -> dict[str, float]:
+    values = torch.tensor(list(terms.values()), device=device)
+    dist.all_reduce(values)
+    return dict(zip(terms, map(float, values), strict=True))
+
+
+def _append_loss(out: Path, row: Mapping[str, float]) -> None:
+    with (out / _LOSSES).open("a") as sink:
+        sink.write(json.dumps(row) + "\n")
+
+
+def _truncate_losses(out: Path, num_steps: int) -> None:
+    kept = _read_losses(out)[:num_steps]
+    (out / _LOSSES).write_text("".join(json.dumps(row) + "\n" for row in kept))
+
+
+def _read_losses(out: Path) -> list[dict[str, float]]:
+    file = out / _LOSSES
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+

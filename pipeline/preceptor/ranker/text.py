@@ -1,0 +1,57 @@
+"""What a ranker reads: the text of a pair, split where a request's documents part from what they share.
+
+A pair reads ``Query: ...\\nMember: ...`` (the prefix, one per request) and ``\\nPosting: ...\\nGrade: `` (one per document).
+The document part begins with a line break, which the tokenizers of the Llama and Qwen families never merge with the
+text before it, so that tokenising the parts alone equals tokenising the whole; a test holds this. It ends where a
+language model would write the grade.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+_ANSWER: Final = "\nGrade: "
+
+
+def render_prefix(query: str, profile: str) -> str:
+    """The part of the text that all documents of a request share."""
+    return f"Query: {_one_line(query)}".rstrip() + f"\nMember: {_one_line(profile)}".rstrip()
+
+
+def render_document(document: str) -> str:
+    """The part of the text that is the document's own, without the answer cue."""
+    return f"\nPosting: {_one_line(document)}".rstrip()
+
+
+def render_pair(query: str, profile: str, document: str) -> str:
+    """The whole text of a pair, as any other engine may read it."""
+    return render_prefix(query, profile) + render_document(document) + _ANSWER
+
+
+def prefix_token_ids(tokenizer: Any, query: str, profile: str, *, max_prefix_tokens: int) -> list[int]:
+    """Token ids of the prefix, cut at the end to `max_prefix_tokens`."""
+    return list(_encode(tokenizer, [render_prefix(query, profile)])[0][:max_prefix_tokens])
+
+
+def document_token_ids(tokenizer: Any, documents: Sequence[str], *, max_document_tokens: int) -> list[list[int]]:
+    """Token ids of each document part, cut to `max_document_tokens`; the answer cue always stays whole at the end."""
+    answer = list(_encode(tokenizer, [_ANSWER])[0])
+    room = max(max_document_tokens - len(answer), 0)
+    return [list(ids[:room]) + answer for ids in _encode(tokenizer, [render_document(text) for text in documents])]
+
+
+def prompt_token_ids(
+    tokenizer: Any, query: str, profile: str, document: str, *, max_prefix_tokens: int, max_document_tokens: int
+) -> list[int]:
+    """Token ids of a whole pair, cut as the ranker cuts it."""
+    prefix = prefix_token_ids(tokenizer, query, profile, max_prefix_tokens=max_prefix_tokens)
+    return prefix + document_token_ids(tokenizer, [document], max_document_tokens=max_document_tokens)[0]
+
+
+def _encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:
+    return tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())

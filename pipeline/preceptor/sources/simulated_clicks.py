@@ -1,0 +1,103 @@
+"""Simulated impressions over real texts, with the market's position-based click model: the truth is constructed.
+
+A member examines a position with the market's propensity, clicks an examined posting by its attraction, and applies
+after a click by its suitability. Attraction mixes the grade with an appeal that belongs to the posting alone, so that
+clicks and grades partly disagree; applying follows the grade, and appeal works against it.
+"""
+
+from __future__ import annotations
+
+import datetime
+import math
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Any, Final
+
+from preceptor.contracts import content_id
+from preceptor.market.clicks import propensity, respond
+
+DOCUMENTS_PER_REQUEST: Final = 10
+
+_ORDER_NOISE: Final = 0.05  # of a cosine: enough to show one posting at several positions
+_STARTED: Final = datetime.datetime(2025, 1, 1, tzinfo=datetime.UTC)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shown:
+    """A pair that may be shown. `prominence` orders the result list; `appeal_key` is the posting's identity."""
+
+    pair: dict[str, str]
+    grade: int
+    prominence: float
+    appeal_key: str
+
+
+def appeal(key: str) -> float:
+    """How tempting the posting `key` looks, suitable or not: standard normal over postings, fixed by its hash."""
+    return NormalDist().inv_cdf((int(content_id("appeal", key), 16) + 0.5) / 2**64)
+
+
+def click_prob(grade: int, appeal: float) -> float:
+    """Probability of a click on an examined posting: 0.10 for grade 0 and 0.75 for grade 3 at appeal 0."""
+    return _sigmoid(-2.2 + 1.1 * grade + 0.8 * appeal)
+
+
+def apply_prob(grade: int, appeal: float) -> float:
+    """Probability of applying after a click: 0.05 for grade 0 and 0.57 for grade 3 at appeal 0."""
+    return _sigmoid(-3.0 + 1.1 * grade - 0.3 * appeal)
+
+
+def simulate(
+    candidates: Sequence[Shown], *, num_requests: int, num_holdout_requests: int, seed: int
+) -> Iterator[dict[str, Any]]:
+    """IMPRESSIONS rows, request by request: `num_requests` over train and calibration, then the holdout requests.
+
+    A request draws one (query, profile) group and up to 10 of its postings. Train and calibration lists are ordered by
+    prominence with a little noise, holdout lists at random. A side without groups gets no requests.
+    """
+    groups: dict[tuple[str, str], list[Shown]] = {}
+    for candidate in candidates:
+        groups.setdefault((candidate.pair["query_id"], candidate.pair["profile_id"]), []).append(candidate)
+    logged = [group for group in groups.values() if group[0].pair["split"] != "holdout"]
+    held_out = [group for group in groups.values() if group[0].pair["split"] == "holdout"]
+    rng = random.Random(f"{seed} clicks")
+    requests = [
+        *((logged, False) for _ in range(num_requests if logged else 0)),
+        *((held_out, True) for _ in range(num_holdout_requests if held_out else 0)),
+    ]
+    for number, (pool, shuffled) in enumerate(requests):
+        group = rng.choice(pool)
+        listed = rng.sample(group, min(DOCUMENTS_PER_REQUEST, len(group)))
+        if not shuffled:
+            listed.sort(key=lambda shown: -(shown.prominence + rng.gauss(0, _ORDER_NOISE)))
+        request_id = content_id("jobmatch request", str(seed), str(number))
+        shown_at = _STARTED + datetime.timedelta(minutes=number)
+        for position, shown in enumerate(listed, start=1):
+            yield _impression(shown, position, request_id, shown_at, rng)
+
+
+def _impression(
+    shown: Shown, position: int, request_id: str, shown_at: datetime.datetime, rng: random.Random
+) -> dict[str, Any]:
+    tempting = appeal(shown.appeal_key)
+    response = respond(
+        rng,
+        position=position,
+        attracted=click_prob(shown.grade, tempting),
+        applies=apply_prob(shown.grade, tempting),
+    )
+    return {
+        "request_id": request_id,
+        **{name: shown.pair[name] for name in ("pair_id", "query_id", "profile_id", "document_id", "split")},
+        "position": position,
+        "shown_at": shown_at,
+        "click": response.click,
+        "apply": response.apply,
+        "propensity": propensity(position),
+    }
+
+
+def _sigmoid(value: float) -> float:
+    return 1 / (1 + math.exp(-value))

@@ -1,0 +1,1 @@
+"""The student: one small ranker that learns from the stored scores of all teachers."""

@@ -1,0 +1,124 @@
+"""The relevance teacher: a language model tuned to give the policy's grades."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow as pa
+
+from preceptor.contracts import EXAMPLES, GOLDEN, LABELS, NUM_GRADES, OVERALL, PAIRS, read_table, rows_to_table, write_table
+from preceptor.errors import InputError
+from preceptor.policy import load_policy
+from preceptor.recipe import TeacherConfig
+from preceptor.record import Record, StageRun, begin
+
+_BATCH_ROWS: Final = 100_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class RelevanceConfig:
+    """What the relevance teacher is: its configuration and the heads it gets beside 'overall'."""
+
+    teacher: TeacherConfig
+    dimensions: tuple[str, ...]
+
+
+def relevance_teacher(
+    config: TeacherConfig,
+    *,
+    policy: Path,
+    corpus: Record,
+    labels: Record | None = None,
+    storage: str | None = None,
+    out: Path,
+) -> Record:
+    """The record of the teacher in ``model/``: heads 'overall' and each dimension that its examples grade.
+
+    It learns golden-train grades and, where `labels` are given, the judge's distributions. The heads start as the
+    language model's own rows for the digits 0 to 4.
+    """
+    loaded = load_policy(policy)
+    inputs = {"corpus": corpus} | ({"labels": labels} if labels else {})
+    run = begin("relevance_teacher", config, out=out, inputs=inputs, policy_version=loaded.version)
+    if run.record is not None:
+        return run.record
+    golden = _golden_rows(corpus.path / "golden")
+    if not golden and labels is None:
+        raise InputError(f"{corpus.path / 'golden'}: no row of split 'train'. A relevance teacher needs graded pairs.")
+    examples = list(golden_examples(golden))
+    pairs = {row["pair_id"]: {name: row[name] for name in PAIRS.names} for row in golden}
+    if labels is not None:
+        examples += label_examples(read_table(labels.path / "labels", LABELS))
+        pool = read_table(corpus.path / "pairs", PAIRS).to_pylist()
+        pairs = {row["pair_id"]: row for row in pool if row["split"] == "train"} | pairs
+        examples = [example for example in examples if example["pair_id"] in pairs]
+    graded = {example["head"] for example in examples}
+    names = [OVERALL, *(item.name for item in loaded.rubric.dimensions if item.name in graded)]
+    write_table(rows_to_table(pairs.values(), PAIRS), out / "training" / "pairs" / "part-0.parquet", PAIRS)
+    write_table(rows_to_table(examples, EXAMPLES), out / "training" / "examples" / "part-0.parquet", EXAMPLES)
+    return train_teacher(run, config, head_names=names, kind="grade", num_pairs=len(pairs), storage=storage)
+
+
+def golden_examples(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """EXAMPLES rows with a one-hot target for each GOLDEN row."""
+    for row in rows:
+        target = [float(grade == row["grade"]) for grade in range(NUM_GRADES)]
+        yield {"pair_id": row["pair_id"], "head": row["dimension"], "target": target, "weight": 1.0}
+
+
+def label_examples(labels: pa.Table) -> list[dict[str, Any]]:
+    """EXAMPLES rows with the judge's distribution as the target, weighted by its label mass."""
+    return [
+        {"pair_id": row["pair_id"], "head": row["dimension"], "target": row["probs"], "weight": row["label_mass"]}
+        for row in labels.to_pylist()
+        if row["label_mass"] > 0
+    ]
+
+
+def train_teacher(
+    run: StageRun, config: TeacherConfig, *, head_names: list[str], kind: str, num_pairs: int, storage: str | None
+) -> Record:
+    """The finished record of a teacher trained on ``{run.out}/training``."""
+    from preceptor.ranker.backbones import resolve_backbone
+    from preceptor.ranker.fit import FitJob, fit
+    from preceptor.ranker.losses import Objective
+    from preceptor.ranker.model import action_heads, grade_heads, init_ranker
+
+    initial = run.out / "initial"
+    heads = grade_heads(head_names) if kind == "grade" else action_heads(head_names)
+    ranker, tokenizer = init_ranker(config.backbone, resolve_backbone(config.backbone.source), heads)
+    num_parameters = sum(weight.numel() for weight in ranker.parameters())
+    ranker.save(initial, tokenizer)
+    del ranker
+    objective = (
+        Objective(grade=1.0, action=0.0, listwise=config.listwise)
+        if kind == "grade"
+        else Objective(grade=0.0, action=1.0, listwise=0.0)
+    )
+    result = fit(
+        FitJob(
+            initial=initial.resolve(),
+            pairs=(run.out / "training" / "pairs").resolve(),
+            examples=(run.out / "training" / "examples").resolve(),
+            out=run.out.resolve(),
+            config=config.train,
+            objective=objective,
+        ),
+        name=f"{run.stage}-{run.fingerprint}",
+        storage=storage,
+    )
+    shutil.rmtree(initial)
+    return run.finish(
+        num_rows_in=num_pairs,
+        num_rows_kept=num_pairs,
+        metrics={"losses": result.losses, "num_parameters": num_parameters, "heads": head_names},
+        cost={"train_s": result.seconds},
+    )
+
+
+def _golden_rows(folder: Path) -> list[dict[str, Any]]:
+    return [row for row in read_table(folder, GOLDEN).to_pylist() if row["split"] == "train"]

@@ -1,0 +1,195 @@
+"""From a bundle to scores, without HTTP and without Ray.
+
+`Scorer` is what a bundle offers: a blocking call. `AsyncScorer` is what the HTTP edge needs: an awaitable answer that
+says which bundle gave it. `ThreadedScorer` turns the first into the second inside one process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from preceptor.bundle import DocumentScore, load_bundle
+from preceptor.contracts import ACTIONS, NUM_GRADES, content_id
+from preceptor.errors import PreceptorError, StageFailed
+
+PROBE_QUERY = "warehouse operative nights"
+PROBE_PROFILE = "Forklift licence, four years in distribution, looking for night shifts."
+PROBE_DOCUMENTS = ("Night shift warehouse operative, forklift licence required.", "Senior tax adviser, office based.")
+
+
+class Overloaded(PreceptorError):
+    """Too many requests are waiting already; the caller should come back after `retry_after_s`."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, retry_after_s: int = 1) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class Unavailable(PreceptorError):
+    """No replica can answer now: starting, restarting or gone."""
+
+    exit_code = 1
+
+
+class TimedOut(PreceptorError):
+    """The answer did not come in the time a request may take."""
+
+    exit_code = 1
+
+
+class BadScore(PreceptorError):
+    """A scorer's output that must not leave the house: not finite, out of range, or of the wrong number."""
+
+    exit_code = 1
+
+
+class Scorer(Protocol):
+    """A loaded bundle, as this package needs it."""
+
+    @property
+    def bundle_id(self) -> str: ...
+
+    @property
+    def policy_version(self) -> str: ...
+
+    def score(self, query: str, profile: str, documents: Sequence[str]) -> Sequence[DocumentScore]: ...
+
+
+@runtime_checkable
+class Probing(Protocol):
+    """A scorer with known answers: `probe` returns how far it is from them and raises where that is too far."""
+
+    def probe(self) -> float: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """Which bundle answers, and the policy it was trained under."""
+
+    bundle_id: str
+    policy_version: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answer:
+    """One score for each document of a request, in its order, and who gave them."""
+
+    identity: Identity
+    scores: tuple[DocumentScore, ...]
+
+
+class AsyncScorer(Protocol):
+    """What the HTTP edge calls. Raises Overloaded, Unavailable or TimedOut."""
+
+    async def score(self, query: str, profile: str, documents: Sequence[str]) -> Answer: ...
+
+    async def identity(self) -> Identity: ...
+
+
+def checked(scores: Sequence[DocumentScore], *, num_documents: int) -> tuple[DocumentScore, ...]:
+    """`scores` as they came; BadScore unless there are `num_documents` finite ones whose probabilities are such."""
+    if len(scores) != num_documents:
+        raise BadScore(f"one score for each document: got {len(scores)} scores of {num_documents} documents")
+    for index, score in enumerate(scores):
+        probabilities = (*score.grade_probs, *score.actions.values())
+        if len(score.grade_probs) != NUM_GRADES:
+            raise BadScore(f"document {index}: {len(score.grade_probs)} grade probabilities, expected {NUM_GRADES}")
+        if not all(map(math.isfinite, (score.score, score.expected_grade, *probabilities))):
+            raise BadScore(f"document {index}: a score that is not finite")
+        if not all(0 <= probability <= 1 for probability in probabilities):
+            raise BadScore(f"document {index}: a probability outside 0..1")
+        if abs(sum(score.grade_probs) - 1) > 1e-3:
+            raise BadScore(f"document {index}: grade probabilities that add up to {sum(score.grade_probs):.4f}, not 1")
+    return tuple(scores)
+
+
+class ThreadedScorer:
+    """An AsyncScorer around a blocking Scorer: one thread, so one request computes while others wait their turn.
+
+    `hang_after_s` is how long a single request may compute before `check_health` calls this scorer hung.
+    """
+
+    def __init__(self, scorer: Scorer, *, hang_after_s: float = 120.0) -> None:
+        self._scorer = scorer
+        self._hang_after_s = hang_after_s
+        self._started_s: float | None = None
+        # One thread: a request uses all of the replica's cores, and a second beside it would only add switching.
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="scorer")
+
+    async def score(self, query: str, profile: str, documents: Sequence[str]) -> Answer:
+        """The scores of `documents`, unchecked. A request whose caller has gone before its turn is never computed."""
+        loop = asyncio.get_running_loop()
+        scores = await loop.run_in_executor(self._executor, self._compute, query, profile, tuple(documents))
+        return Answer(identity=self._identity(), scores=scores)
+
+    async def identity(self) -> Identity:
+        return self._identity()
+
+    def check_health(self) -> None:
+        """Nothing; Unavailable where the request now computing started more than `hang_after_s` ago."""
+        started_s = self._started_s
+        if started_s is not None and time.monotonic() - started_s > self._hang_after_s:
+            raise Unavailable(f"a request has been computing for over {self._hang_after_s:g} s; restart the replica")
+
+    def _identity(self) -> Identity:
+        return Identity(bundle_id=self._scorer.bundle_id, policy_version=self._scorer.policy_version)
+
+    def _compute(self, query: str, profile: str, documents: tuple[str, ...]) -> tuple[DocumentScore, ...]:
+        self._started_s = time.monotonic()
+        try:
+            return tuple(self._scorer.score(query, profile, documents))
+        finally:
+            self._started_s = None
+
+
+def load_scorer(bundle: Path) -> Scorer:
+    """The bundle at `bundle`, probed before it is handed out. InputError where it cannot be loaded; else as `probe`."""
+    scorer = load_bundle(bundle)
+    probe(scorer)
+    return scorer
+
+
+def probe(scorer: Scorer) -> None:
+    """Nothing; StageFailed where `scorer` cannot score a fixed request, ParityError where it misses a known answer.
+
+    Also warms the model, so that the first member does not wait for it.
+    """
+    try:
+        checked(scorer.score(PROBE_QUERY, PROBE_PROFILE, PROBE_DOCUMENTS), num_documents=len(PROBE_DOCUMENTS))
+    except BadScore as error:
+        raise StageFailed(f"bundle {scorer.bundle_id} fails its probe: {error}. Export it again.") from error
+    if isinstance(scorer, Probing):
+        scorer.probe()
+
+
+def hashed_score(query: str, profile: str, document: str) -> DocumentScore:
+    """A score that depends on the three texts alone and means nothing."""
+    digest = bytes.fromhex(content_id(query, profile, document))
+    weights = [byte + 1 for byte in digest[:NUM_GRADES]]
+    grade_probs = tuple(weight / sum(weights) for weight in weights)
+    expected_grade = sum(grade * prob for grade, prob in enumerate(grade_probs))
+    actions = {action: byte / 255 for action, byte in zip(ACTIONS, digest[NUM_GRADES:], strict=False)}
+    return DocumentScore(
+        grade_probs=grade_probs, expected_grade=expected_grade, actions=actions, score=expected_grade / (NUM_GRADES - 1)
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FakeScorer:
+    """A Scorer without a model, for tests and client development: `rule` says what each document gets."""
+
+    bundle_id: str = "fake-bundle"
+    policy_version: str = "0.0.0+00000000"
+    rule: Callable[[str, str, str], DocumentScore] = hashed_score
+
+    def score(self, query: str, profile: str, documents: Sequence[str]) -> list[DocumentScore]:
+        return [self.rule(query, profile, document) for document in documents]

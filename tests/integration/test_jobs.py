@@ -1,0 +1,102 @@
+"""A job entry point, submitted to a real local Ray cluster that was started for it alone."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from ray.job_submission import JobStatus, JobSubmissionClient
+
+pytestmark = pytest.mark.integration
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+# The cluster lives as long as its standard input is open, so it ends with the test process however that ends.
+_CLUSTER = """
+import sys
+import ray
+
+context = ray.init(
+    address="local", num_cpus=8, include_dashboard=True, dashboard_host="127.0.0.1", dashboard_port=0,
+    _temp_dir=sys.argv[1], log_to_driver=False,
+)
+print(context.dashboard_url, flush=True)
+sys.stdin.read()
+ray.shutdown()
+"""
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[str]:
+    """The dashboard's address of a cluster of 8 logical CPUs; all its processes end with the module."""
+    # A short path: Ray keeps sockets there, and a socket's path holds 107 bytes at most.
+    folder = Path(tempfile.mkdtemp(prefix="ray-"))
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    environment |= {
+        "RAY_AUTH_MODE": "disabled",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        # `python` in an entry point is the cluster's.
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    command = [sys.executable, "-c", _CLUSTER, str(folder)]
+    with (folder / "cluster.log").open("w") as log:
+        process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
+        )
+    assert process.stdin is not None and process.stdout is not None
+    try:
+        url = process.stdout.readline().strip()
+        assert url, (folder / "cluster.log").read_text()
+        yield f"http://{url}"
+    finally:
+        process.stdin.close()
+        process.wait(timeout=60)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def client(cluster: str, monkeypatch: pytest.MonkeyPatch) -> JobSubmissionClient:
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    return JobSubmissionClient(cluster)
+
+
+def run_to_the_end(client: JobSubmissionClient, entrypoint: str) -> tuple[JobStatus, str]:
+    """How the job ended, and what it printed."""
+    runtime_env = yaml.safe_load((REPOSITORY / "jobs" / "runtime_env.yaml").read_text())
+    job = client.submit_job(entrypoint=entrypoint, runtime_env={**runtime_env, "working_dir": str(REPOSITORY)})
+
+    async def logs() -> str:
+        return "".join([lines async for lines in client.tail_job_logs(job)])
+
+    printed = asyncio.run(logs())
+    return client.get_job_status(job), printed
+
+
+def test_a_job_runs_a_stage_on_the_cluster_it_was_submitted_to(client: JobSubmissionClient, tmp_path: Path) -> None:
+    command = f"python jobs/run.py tiny --root {tmp_path} --only corpus"
+    status, printed = run_to_the_end(client, command)
+    assert status == JobStatus.SUCCEEDED, printed
+    (file,) = (tmp_path / "corpus").glob("*/record.json")
+    record = json.loads(file.read_text())
+    assert record["stage"] == "corpus"
+    assert record["num_rows_kept"] > 0
+
+    status, printed = run_to_the_end(client, command)
+    assert status == JobStatus.SUCCEEDED, printed
+    assert json.loads(file.read_text()) == record, "the second job redid a finished stage"
+
+
+def test_a_job_that_cannot_run_fails_with_the_one_line(client: JobSubmissionClient, tmp_path: Path) -> None:
+    status, printed = run_to_the_end(client, f"python jobs/run.py no-such-recipe --root {tmp_path}")
+    assert status == JobStatus.FAILED
+    assert "no-such-recipe" in printed
+    assert "Traceback" not in printed

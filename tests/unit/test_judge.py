@@ -1,0 +1,566 @@
+from __future__ import annotations
+
+import asyncio
+import itertools
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from preceptor.contracts import (
+    GOLDEN,
+    LABELS,
+    OVERALL,
+    PAIRS,
+    REJECTS,
+    make_pair,
+    read_table,
+    rows_to_table,
+    write_table,
+)
+from preceptor.errors import InputError, JudgeRefused, PolicyError, RejectCeilingError, StageFailed
+from preceptor.judge import Answers, FakeJudge, Judge, calibrate, label
+from preceptor.judge.calibrate import calibration_rows
+from preceptor.judge.engine import over_long, reason_of
+from preceptor.judge.hosted import read_checkpoint
+from preceptor.judge.judges import open_judge
+from preceptor.judge.openai_judge import Dialect, Endpoint, EndpointWorker, ask, open_client, wait_s
+from preceptor.judge.replies import (
+    INCOMPLETE,
+    NO_GRADE,
+    TIMEOUT,
+    graded,
+    label_rows,
+    one_hot,
+    overall_reply,
+    rejected,
+    restricted,
+    softmax,
+)
+from preceptor.policy import Rubric, load_policy
+from preceptor.recipe import POLICY_DIR, EngineConfig, JudgeConfig
+from preceptor.record import Record
+
+DIMENSIONS = ("role", "place", "quality")
+POLICY = load_policy(POLICY_DIR)
+SMALL = restricted(POLICY.rubric, DIMENSIONS)
+
+masses = st.lists(st.floats(0.01, 1.0), min_size=5, max_size=5)
+
+
+# ---------------------------------------------------------------- replies
+
+
+@given(masses)
+def test_a_graded_reply_keeps_the_distribution_and_its_label_mass(five: list[float]) -> None:
+    scaled = [0.9 * mass / sum(five) for mass in five]
+    reply = graded("p", "role", scaled)
+    assert reply.probs is not None
+    assert sum(reply.probs) == pytest.approx(1.0)
+    assert reply.label_mass == pytest.approx(0.9)
+    assert np.array(reply.probs) * 0.9 == pytest.approx(scaled)
+
+
+@pytest.mark.parametrize("five", [[0.0] * 5, [float("nan")] * 5, [1e-6] * 5, [-1.0, 1, 1, 1, 1], [0.5, 0.5]])
+def test_masses_that_are_no_distribution_are_rejected_and_never_grade_0(five: list[float]) -> None:
+    reply = graded("p", "role", five)
+    assert (reply.probs, reply.reason) == (None, NO_GRADE)
+
+
+@pytest.mark.parametrize(("text", "grade"), [("3", 3), (" 4\n", 4), ('"2"', 2), ("0.", 0)])
+def test_a_lone_digit_is_a_grade(text: str, grade: int) -> None:
+    found = one_hot(text)
+    assert found is not None
+    assert found.index(1.0) == grade
+
+
+@pytest.mark.parametrize("text", ["", None, "5", "10", "-1", "3 or 4", "A solid 3", "zero", "3.5"])
+def test_anything_else_is_not(text: str | None) -> None:
+    assert one_hot(text) is None
+
+
+def brute_force_overall(rubric: Rubric, probs: dict[str, tuple[float, ...]]) -> list[float]:
+    found = [0.0] * 5
+    for grades in itertools.product(range(5), repeat=len(rubric.dimensions)):
+        chosen = dict(zip(rubric.names, grades, strict=True))
+        weight = 1.0
+        for name, grade in chosen.items():
+            weight *= probs[name][grade]
+        found[rubric.aggregate(chosen)] += weight
+    return found
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.tuples(masses, masses, masses))
+def test_the_overall_distribution_is_the_enumerated_one(drawn: tuple[list[float], ...]) -> None:
+    replies = {
+        name: graded("p", name, [0.8 * mass / sum(five) for mass in five])
+        for name, five in zip(DIMENSIONS, drawn, strict=True)
+    }
+    overall = overall_reply(SMALL, "p", replies)
+    wanted = brute_force_overall(SMALL, {name: reply.probs or () for name, reply in replies.items()})
+    assert overall.probs == pytest.approx(wanted)
+    assert overall.label_mass == pytest.approx(0.8**3)
+
+
+def test_sure_grades_aggregate_as_the_rubric_does() -> None:
+    grades = {"role": 4, "place": 0, "quality": 3}
+    replies = {name: graded("p", name, [float(each == grade) for each in range(5)]) for name, grade in grades.items()}
+    probs = overall_reply(SMALL, "p", replies).probs
+    assert probs is not None
+    assert probs.index(1.0) == SMALL.aggregate(grades) == 1
+
+
+def test_without_one_dimension_there_is_no_overall_grade() -> None:
+    replies = {name: graded("p", name, [0.2] * 5) for name in DIMENSIONS}
+    replies["place"] = rejected("p", "place", TIMEOUT)
+    overall = overall_reply(SMALL, "p", replies)
+    assert (overall.probs, overall.reason, overall.raw) == (None, INCOMPLETE, "place")
+
+
+def test_every_reply_becomes_one_label_or_one_reject() -> None:
+    replies = [graded("p", "role", [0, 0.1, 0.7, 0, 0]), rejected("p", "place", NO_GRADE, raw="x" * 5000, attempt=3)]
+    labels, rejects = label_rows(
+        replies, stage="label", judge_id="j", policy_version="v", prompt_hashes={"role": "abc"}
+    )
+    (found,) = rows_to_table(labels, LABELS).to_pylist()
+    assert (found["grade"], found["prompt_hash"]) == (2, "abc")
+    assert found["label_mass"] == pytest.approx(0.8)
+    (reject,) = rows_to_table(rejects, REJECTS).to_pylist()
+    assert (reject["id"], reject["reason"], reject["attempt"], len(reject["raw"])) == ("p/place", NO_GRADE, 3, 2000)
+
+
+def test_softmax_survives_large_logits() -> None:
+    assert softmax([1000.0, 1000.0, -1000.0]) == pytest.approx((0.5, 0.5, 0.0))
+
+
+def test_engine_errors_are_counted_by_kind() -> None:
+    engine = EngineConfig(max_model_len=100)
+    assert over_long(99, engine, num_new=1) == ""
+    assert reason_of(over_long(100, engine, num_new=1)) == "over-long"
+    assert reason_of("ValueError: prompt 17 is odd") == reason_of("ValueError: prompt 18 is odd")
+
+
+# ---------------------------------------------------------------- an endpoint that misbehaves
+
+
+def chat(content: str, tops: dict[str, float] | None = None) -> bytes:
+    listed = [{"token": token, "logprob": value, "bytes": None} for token, value in (tops or {}).items()]
+    logprobs = {"content": [{**listed[0], "top_logprobs": listed}]} if listed else None
+    choice = {
+        "index": 0,
+        "message": {"role": "assistant", "content": content},
+        "finish_reason": "length",
+        "logprobs": logprobs,
+    }
+    answer = {"id": "1", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice]}
+    return json.dumps(answer).encode()
+
+
+Behaviour = Callable[[BaseHTTPRequestHandler, dict[str, Any]], None]
+
+
+def send(body: bytes, status: int = 200, *, claim: int | None = None, **headers: str) -> Behaviour:
+    def behave(handler: BaseHTTPRequestHandler, _: dict[str, Any]) -> None:
+        handler.send_response(status)
+        handler.send_header("content-type", "application/json")
+        handler.send_header("content-length", str(claim or len(body)))
+        for name, value in headers.items():
+            handler.send_header(name.replace("_", "-"), value)
+        handler.end_headers()
+        handler.wfile.write(body)
+        handler.close_connection = True
+
+    return behave
+
+
+@contextmanager
+def endpoint(
+    *script: Behaviour, timeout_s: float = 20.0, max_attempts: int = 3
+) -> Iterator[tuple[Endpoint, list[Any]]]:
+    """A server on loopback that answers its n-th request as the n-th behaviour says, the last one for ever after."""
+    seen: list[dict[str, Any]] = []
+    lock = threading.Lock()
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            with lock:
+                seen.append(body)
+                behave = script[min(len(seen), len(script)) - 1]
+            behave(self, body)
+
+        def log_message(self, *_: object) -> None:
+            return
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
+    thread.start()
+    try:
+        yield (
+            Endpoint(
+                base_url=f"http://127.0.0.1:{server.server_address[1]}/v1",
+                model="m",
+                api_key="none",
+                max_concurrency=4,
+                timeout_s=timeout_s,
+                max_attempts=max_attempts,
+                first_wait_s=0.001,
+            ),
+            seen,
+        )
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def asked(where: Endpoint, dialect: Dialect | None = None) -> dict[str, Any]:
+    async def run() -> dict[str, Any]:
+        async with open_client(where) as client:
+            return await ask(client, where, dialect or Dialect(), [{"role": "user", "content": "grade"}])
+
+    return asyncio.run(run())
+
+
+GOOD = send(chat("3", {"3": -0.3, " 3": -3.0, "2": -2.0, "I": -4.0}))
+
+
+def test_logprobs_become_masses_with_both_spellings_of_a_digit_added_up() -> None:
+    with endpoint(GOOD) as (where, seen):
+        found = asked(where)
+    assert found["masses"] == pytest.approx([0, 0, np.exp(-2.0), np.exp(-0.3) + np.exp(-3.0), 0])
+    assert (seen[0]["max_tokens"], seen[0]["logprobs"], seen[0]["temperature"]) == (1, True, 0)
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        send(b"{}", 429, retry_after="0"),
+        send(b"{}", 500),
+        send(b"{}", 503, retry_after="Fri, 01 Jan 1999 00:00:00 GMT"),
+        send(chat("3")[:40]),
+        send(chat("3")[:40], claim=4000),
+        send(b"<html>busy</html>"),
+        send(b'{"choices": []}'),
+    ],
+    ids=["429", "500", "503-dated", "cut-json", "cut-body", "html", "no-choice"],
+)
+def test_a_passing_fault_is_tried_again(fault: Behaviour) -> None:
+    with endpoint(fault, GOOD) as (where, seen):
+        found = asked(where)
+    assert (found["reason"], found["attempt"], len(seen)) == (None, 2, 2)
+
+
+def test_a_lasting_fault_is_rejected_with_its_reason_after_max_attempts() -> None:
+    with endpoint(send(b'{"error": {"message": "overloaded"}}', 500)) as (where, seen):
+        found = asked(where)
+    assert (found["masses"], found["reason"], found["attempt"], len(seen)) == (None, "http 500", 3, 3)
+    assert "overloaded" in found["raw"]
+
+
+def test_a_refusal_is_final() -> None:
+    with endpoint(send(b'{"error": {"message": "bad key"}}', 401)) as (where, seen):
+        found = asked(where)
+    assert (found["reason"], len(seen)) == ("http 401", 1)
+
+
+def test_a_server_that_never_answers_times_out() -> None:
+    release = threading.Event()
+    with endpoint(lambda *_: (release.wait(), None)[1], timeout_s=0.2, max_attempts=2) as (where, seen):
+        found = asked(where)
+        release.set()
+    assert (found["reason"], found["attempt"], len(seen)) == (TIMEOUT, 2, 2)
+
+
+def test_nobody_listening_is_a_reject_not_a_crash() -> None:
+    with endpoint(GOOD) as (where, _):
+        pass
+    assert asked(where)["reason"] == "connection lost"
+
+
+def test_a_server_that_only_knows_the_new_name_of_the_limit_is_asked_with_it() -> None:
+    def picky(handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
+        complaint = b'{"error": {"message": "max_tokens is unsupported, use max_completion_tokens"}}'
+        (send(complaint, 400) if "max_tokens" in body else GOOD)(handler, body)
+
+    dialect = Dialect()
+    with endpoint(picky) as (where, seen):
+        assert asked(where, dialect)["reason"] is None
+        assert asked(where, dialect)["attempt"] == 1
+    assert [sorted({"max_tokens", "max_completion_tokens"} & body.keys()) for body in seen] == [
+        ["max_tokens"],
+        ["max_completion_tokens"],
+        ["max_completion_tokens"],
+    ]
+
+
+def test_a_server_without_logprobs_gives_a_sure_grade() -> None:
+    def picky(handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
+        complaint = b'{"error": {"message": "logprobs are not supported"}}'
+        (send(complaint, 400) if "logprobs" in body else send(chat("2")))(handler, body)
+
+    with endpoint(picky) as (where, _):
+        assert asked(where)["masses"] == (0, 0, 1, 0, 0)
+
+
+def test_a_retry_waits_as_told_and_otherwise_below_a_doubling_bound() -> None:
+    assert wait_s(1, 7.0, first_s=0.5, draw=lambda: 1.0) == 7.0
+    assert wait_s(1, 3600.0, first_s=0.5, draw=lambda: 1.0) == 30.0
+    assert [wait_s(n, None, first_s=0.5, draw=lambda: 1.0) for n in (1, 2, 3, 20)] == [0.5, 1.0, 2.0, 30.0]
+    assert wait_s(3, None, first_s=0.5, draw=lambda: 0.25) == 0.5
+
+
+def test_a_worker_answers_every_pair_and_dimension_and_prose_is_no_grade() -> None:
+    def by_dimension(handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
+        question = body["messages"][-1]["content"]
+        (send(chat("The pay is fine.", {"The": -0.1})) if "\npay: " in question else GOOD)(handler, body)
+
+    pairs = pa.Table.from_pylist(pool(3))
+    with endpoint(by_dimension) as (where, seen):
+        worker = EndpointWorker(endpoint=where, policy=POLICY, dimensions=("role", "pay"))
+        rows = worker(pairs).to_pylist()
+    assert len(seen) == len({(row["pair_id"], row["dimension"]) for row in rows}) == 6
+    for row in rows:
+        reply = graded(row["pair_id"], row["dimension"], row["masses"], raw=row["raw"])
+        assert reply.reason == (NO_GRADE if row["dimension"] == "pay" else None)
+        assert reply.reason is None or reply.raw == "The pay is fine."
+
+
+# ---------------------------------------------------------------- stages
+
+
+def pool(num: int, *, per_query: int = 4, split: str = "train") -> list[dict[str, Any]]:
+    return [
+        make_pair(f"{split} query {n // per_query}", "a welder", f"posting {n}", slice="s", split=split)
+        for n in range(num)
+    ]
+
+
+def truth_of(pair_id: str) -> dict[str, int]:
+    grades = {name: FakeJudge(dimensions=(), judge_id="t").answer(pair_id, name) for name in POLICY.rubric.names}
+    chosen = {name: int(np.argmax(reply.probs or ())) for name, reply in grades.items()}
+    return {**chosen, OVERALL: POLICY.rubric.aggregate(chosen)}
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Record:
+    """A corpus whose constructed truth is what FakeJudge says."""
+    out = tmp_path / "corpus" / "v1"
+    write_table(rows_to_table(pool(40), PAIRS), out / "pairs" / "a.parquet", PAIRS)
+    rows = [
+        {**pair, "dimension": name, "grade": grade, "grader_id": "test", "reason": None, "policy_version": "v"}
+        for pair in pool(40, split="calibration")
+        for name, grade in truth_of(pair["pair_id"]).items()
+    ]
+    write_table(rows_to_table(rows, GOLDEN), out / "golden" / "a.parquet", GOLDEN)
+    return Record(stage="market", version="v1", fingerprint="c0", path=out, config={})
+
+
+def judge_config(**changes: Any) -> JudgeConfig:
+    defaults = {"floor": 0.6, "max_reject_share": 0.5, "num_calibration_pairs": 30}
+    return JudgeConfig(kind="fake", model="m", **{**defaults, **changes})
+
+
+GOOD_FAKE = FakeJudge(dimensions=POLICY.rubric.names, judge_id="good")
+
+
+def contrarian() -> FakeJudge:
+    pairs = pool(40, split="calibration")
+    known = {(pair["pair_id"], name): 4 - truth_of(pair["pair_id"])[name] for pair in pairs for name in ("role", "pay")}
+    return replace(GOOD_FAKE, judge_id="contrarian", known=known)
+
+
+def calibrated(corpus: Record, tmp_path: Path, judge: Judge, **changes: Any) -> Record:
+    out = tmp_path / "calibrate" / judge.judge_id
+    return calibrate(judge_config(**changes), policy=POLICY_DIR, corpus=corpus, judge=judge, out=out)
+
+
+def test_a_judge_that_agrees_passes_and_the_record_says_how_well(corpus: Record, tmp_path: Path) -> None:
+    record = calibrated(corpus, tmp_path, GOOD_FAKE)
+    metrics = record.metrics
+    assert set(metrics) == {
+        "kappa",
+        "kappa_low",
+        "kappa_high",
+        "floor",
+        "passed",
+        "num_pairs",
+        "confusion",
+        "per_dimension",
+        "label_mass",
+        "judge_id",
+    }
+    assert metrics["passed"] is True
+    assert metrics["num_pairs"] == 28, "whole groups of four, at most 30"
+    assert np.sum(metrics["confusion"]) == 28
+    assert metrics["per_dimension"] == pytest.approx(dict.fromkeys(POLICY.rubric.names, 1.0))
+    assert metrics["kappa_low"] <= metrics["kappa"] <= metrics["kappa_high"]
+
+
+def test_a_judge_under_the_floor_is_recorded_and_then_refused(corpus: Record, tmp_path: Path) -> None:
+    judge = contrarian()
+    record = calibrated(corpus, tmp_path, judge)
+    assert record.metrics["passed"] is False
+    out = tmp_path / "label" / "v1"
+    with pytest.raises(JudgeRefused) as refusal:
+        label(judge_config(), policy=POLICY_DIR, corpus=corpus, calibration=record, judge=judge, out=out)
+    message = str(refusal.value)
+    assert "\n" not in message
+    assert "contrarian" in message and "0.600" in message and f"{record.metrics['kappa']:.3f}" in message
+    assert "'role'" in message or "'pay'" in message
+    assert not out.exists()
+
+
+def test_a_calibration_of_another_judge_or_policy_does_not_count(corpus: Record, tmp_path: Path) -> None:
+    record = calibrated(corpus, tmp_path, GOOD_FAKE)
+    out = tmp_path / "label" / "v1"
+    with pytest.raises(JudgeRefused, match="Calibrate this judge first"):
+        label(judge_config(), policy=POLICY_DIR, corpus=corpus, calibration=record, judge=contrarian(), out=out)
+    stale = replace(record, policy_version="0.9.0+00000000")
+    with pytest.raises(JudgeRefused, match=r"0\.9\.0"):
+        label(judge_config(), policy=POLICY_DIR, corpus=corpus, calibration=stale, judge=GOOD_FAKE, out=out)
+
+
+def test_labelling_accounts_for_every_row_and_skips_when_done(corpus: Record, tmp_path: Path) -> None:
+    poisoned = pool(40)[5]["pair_id"]
+    judge = replace(GOOD_FAKE, poison=frozenset({poisoned}))
+    calibration = calibrated(corpus, tmp_path, judge)
+    args: dict[str, Any] = {"policy": POLICY_DIR, "corpus": corpus, "calibration": calibration, "judge": judge}
+    out = tmp_path / "label" / "v1"
+    record = label(judge_config(), **args, pairs_per_block=8, out=out)
+    labels, rejects = read_table(out / "labels", LABELS), read_table(out / "rejects", REJECTS)
+    keys = [f"{row['pair_id']}/{row['dimension']}" for row in labels.to_pylist()] + rejects.column("id").to_pylist()
+    wanted = {f"{pair['pair_id']}/{name}" for pair in pool(40) for name in (*POLICY.rubric.names, OVERALL)}
+    assert sorted(keys) == sorted(wanted)
+    assert {key.split("/")[0] for key in rejects.column("id").to_pylist()} == {poisoned}
+    assert (record.num_rows_in, record.num_rows_kept) == (len(wanted), labels.num_rows)
+    assert record.rejected == {NO_GRADE: 7, INCOMPLETE: 1}
+    assert label(judge_config(), **args, pairs_per_block=8, out=out) == replace(record, path=out)
+
+
+class Refusing:
+    """A judge that must not be asked."""
+
+    judge_id, dimensions, heads = "good", POLICY.rubric.names, ()
+
+    def grade(self, pairs: pa.Table) -> Iterator[Answers]:
+        raise AssertionError(f"asked again for {pairs.num_rows} pairs")
+
+
+class Quitting:
+    """A judge that stops after its first answers."""
+
+    judge_id, dimensions, heads = "good", POLICY.rubric.names, ()
+
+    def grade(self, pairs: pa.Table) -> Iterator[Answers]:
+        yield next(GOOD_FAKE.grade(pairs))
+
+
+def test_a_judge_that_stops_early_leaves_whole_blocks_that_a_rerun_keeps(corpus: Record, tmp_path: Path) -> None:
+    calibration = calibrated(corpus, tmp_path, GOOD_FAKE)
+    args: dict[str, Any] = {"policy": POLICY_DIR, "corpus": corpus, "calibration": calibration, "pairs_per_block": 8}
+    out = tmp_path / "label" / "v1"
+    with pytest.raises(StageFailed, match="168 rows unanswered"):
+        label(judge_config(), **args, judge=Quitting(), out=out)
+    before = {part: part.stat().st_ino for part in out.glob("*/part-*")}
+    assert len(before) == 4
+    record = label(judge_config(), **args, judge=GOOD_FAKE, out=out)
+    assert record.metrics["num_blocks_computed"] == 3
+    assert {part: part.stat().st_ino for part in before} == before
+
+
+def test_too_many_rejects_stop_the_stage_and_a_rerun_asks_nothing_again(corpus: Record, tmp_path: Path) -> None:
+    calibration = calibrated(corpus, tmp_path, GOOD_FAKE)
+    args: dict[str, Any] = {"policy": POLICY_DIR, "corpus": corpus, "calibration": calibration}
+    out = tmp_path / "label" / "v1"
+    poisoned = replace(GOOD_FAKE, poison_share=1.0)
+    with pytest.raises(RejectCeilingError, match=f"{NO_GRADE}: 280"):
+        label(judge_config(), **args, judge=poisoned, out=out)
+    assert not (out / "record.json").exists()
+    with pytest.raises(RejectCeilingError):
+        label(judge_config(), **args, judge=Refusing(), out=out)
+
+
+def test_rejects_that_a_new_try_may_cure_are_tried_again(corpus: Record, tmp_path: Path) -> None:
+    class Flaky:
+        judge_id, dimensions, heads = "good", POLICY.rubric.names, ()
+
+        def grade(self, pairs: pa.Table) -> Iterator[Answers]:
+            ids = pairs.column("pair_id").to_pylist()
+            replies = tuple(rejected(pair_id, name, TIMEOUT) for pair_id in ids for name in self.dimensions)
+            yield Answers(replies=replies, logits={})
+
+    calibration = calibrated(corpus, tmp_path, GOOD_FAKE)
+    args: dict[str, Any] = {"policy": POLICY_DIR, "corpus": corpus, "calibration": calibration}
+    out = tmp_path / "label" / "v1"
+    with pytest.raises(RejectCeilingError, match=TIMEOUT):
+        label(judge_config(), **args, judge=Flaky(), out=out)
+    assert label(judge_config(), **args, judge=GOOD_FAKE, out=out).rejected == {}
+
+
+def test_calibration_needs_calibration_pairs_and_takes_whole_groups(corpus: Record, tmp_path: Path) -> None:
+    fewer = calibration_rows(corpus.path / "golden", num_pairs=9)
+    more = calibration_rows(corpus.path / "golden", num_pairs=20)
+    ids, larger = set(fewer.column("pair_id").to_pylist()), set(more.column("pair_id").to_pylist())
+    assert (len(ids), len(larger)) == (8, 20)
+    assert ids < larger, "a larger number extends the choice"
+    train = fewer.set_column(fewer.column_names.index("split"), GOLDEN.field("split"), pa.array(["train"] * len(fewer)))
+    write_table(train, tmp_path / "golden" / "a.parquet", GOLDEN)
+    with pytest.raises(InputError, match="no golden pair in split 'calibration'"):
+        calibration_rows(tmp_path / "golden", num_pairs=9)
+
+
+def test_labelling_a_split_that_is_not_there_names_those_that_are(corpus: Record, tmp_path: Path) -> None:
+    calibration = calibrated(corpus, tmp_path, GOOD_FAKE)
+    with pytest.raises(InputError, match="splits there: train"):
+        label(
+            judge_config(),
+            policy=POLICY_DIR,
+            corpus=corpus,
+            calibration=calibration,
+            judge=GOOD_FAKE,
+            splits=("holdout",),
+            out=tmp_path / "label" / "v1",
+        )
+
+
+# ---------------------------------------------------------------- which judge
+
+
+def test_a_dimension_the_rubric_lacks_is_refused() -> None:
+    with pytest.raises(PolicyError, match="charm"):
+        open_judge(judge_config(dimensions=("charm",)), POLICY, teacher=None, model=None)
+
+
+def test_a_teacher_answers_with_the_grade_heads_it_has(tmp_path: Path) -> None:
+    heads = [{"name": OVERALL, "kind": "grade"}, {"name": "click", "kind": "action"}, {"name": "role", "kind": "grade"}]
+    config = {"preceptor_heads": heads, "preceptor_max_prefix_tokens": 32, "preceptor_max_document_tokens": 64}
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    checkpoint = read_checkpoint(tmp_path / "model")
+    assert checkpoint.heads == {OVERALL: slice(0, 5), "click": slice(5, 6), "role": slice(6, 11)}
+    teacher = Record(stage="relevance", version="v1", fingerprint="f00", path=tmp_path, config={})
+    judge = open_judge(judge_config(), POLICY, teacher=teacher, model=None)
+    assert judge.dimensions == (OVERALL, "role")
+    assert judge.judge_id == "teacher:f00"
+    assert judge.heads == (OVERALL, "click", "role")
+
+
+def test_a_checkpoint_that_is_not_ours_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"config\.json: not a model's config"):
+        read_checkpoint(tmp_path)
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(InputError, match="preceptor_heads"):
+        read_checkpoint(tmp_path)
