@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -30,6 +31,8 @@ examples:
 def main(argv: Sequence[str] | None = None) -> int:
     """The exit code: 0, 1 where a judge, gate or stage failed, 2 for input that must be mended."""
     arguments = _parser().parse_args(argv)
+    # Read when transformers is imported: its progress bars would bury the lines of a run.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     try:
         return int(arguments.run(arguments) or 0)
     except PreceptorError as error:
@@ -148,6 +151,7 @@ def _score(arguments: argparse.Namespace) -> int:
 
     pairs = read_pairs(arguments.pairs)
     bundle = load_bundle(arguments.bundle)
+    bundle.probe()
     scores = score_table(bundle, pairs)
     write_table(scores, arguments.out, SCORES)
     print(f"score: {scores.num_rows:,} pairs, bundle {bundle.bundle_id}, {arguments.out}")

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import IO, Any, Final
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from preceptor.errors import InputError, StageFailed, located
@@ -104,6 +106,15 @@ IMPRESSIONS = _schema(
     _field("split", pa.string(), "of the pair's query"),
 )
 
+COUNTS = _schema(
+    "COUNTS",
+    "How often a document was shown in its randomised test and clicked: all there is where requests are not known.",
+    _field("pair_id", pa.string(), "the pair shown"),
+    _field("num_shown", pa.int64(), "impressions, above 0"),
+    _field("num_clicks", pa.int64(), "clicks, at most num_shown"),
+    _field("split", pa.string(), "of the test"),
+)
+
 EXAMPLES = _schema(
     "EXAMPLES",
     "What one model head should say of one pair, and how much it counts.",
@@ -168,6 +179,7 @@ CONTRACTS: Final[dict[str, pa.Schema]] = {
         LABELS,
         REJECTS,
         IMPRESSIONS,
+        COUNTS,
         EXAMPLES,
         TEACHER_SCORES,
         SCORES,
@@ -221,43 +233,46 @@ def name_of(schema: pa.Schema) -> str:
 
 
 def conform(table: pa.Table, schema: pa.Schema, *, where: Path | str = "table") -> pa.Table:
-    """`table` with exactly the schema's columns in its order, checked for names, types and nulls.
+    """`table` with exactly the schema's columns in its order, checked for names, types, nulls, grades and splits.
 
     Extra columns are dropped, because readers may carry partition columns; nothing is cast. Raises InputError naming
     `where`, the column and the way out.
     """
-    contract = name_of(schema)
     for field in schema:
-        if field.name not in table.column_names:
-            have = ", ".join(table.column_names) or "none"
-            raise InputError(
-                located(
-                    f"{contract} needs this column; the file has: {have}. Add or rename it.",
-                    file=where,
-                    column=field.name,
-                )
-            )
-        column = table.column(field.name)
-        if not column.type.equals(field.type):
-            raise InputError(
-                located(
-                    f"{contract} needs type {field.type}, got {column.type}. Cast it where the file is written.",
-                    file=where,
-                    column=field.name,
-                )
-            )
-        if not field.nullable and column.null_count:
-            raise InputError(
-                located(
-                    f"{contract} allows no null, got {column.null_count} of {len(column)} rows. Fill or drop them.",
-                    file=where,
-                    column=field.name,
-                )
-            )
+        fault = _fault(table, field)
+        if fault is not None:
+            raise InputError(located(f"{name_of(schema)} {fault}", file=where, column=field.name))
     return table.select(schema.names).cast(schema) if table.schema != schema else table
 
 
-def rows_to_table(rows: Iterable[dict[str, object]], schema: pa.Schema) -> pa.Table:
+def _fault(table: pa.Table, field: pa.Field) -> str | None:
+    """What is wrong with the column that `field` asks for, if anything."""
+    if field.name not in table.column_names:
+        return f"needs this column; the file has: {', '.join(table.column_names) or 'none'}. Add or rename it."
+    column = table.column(field.name)
+    if not column.type.equals(field.type):
+        return f"needs type {field.type}, got {column.type}. Cast it where the file is written."
+    if not field.nullable and column.null_count:
+        return f"allows no null, got {column.null_count} of {len(column)} rows. Fill or drop them."
+    if pa.types.is_list(field.type) or pa.types.is_fixed_size_list(field.type):
+        num_nulls = pc.list_flatten(column).null_count
+        return f"allows no null inside a list, got {num_nulls}. Fill or drop them." if num_nulls else None
+    if field.name == "grade":
+        wrong = pc.invert(pc.and_(pc.greater_equal(column, 0), pc.less(column, NUM_GRADES)))
+        return _named(column, wrong, f"a grade is 0 to {NUM_GRADES - 1}", "Mend or drop the row.")
+    if field.name == "split":
+        wrong = pc.invert(pc.is_in(column, pa.array(SPLITS)))
+        return _named(column, wrong, f"a split is {', '.join(SPLITS[:-1])} or {SPLITS[-1]}", "Rename it.")
+    return None
+
+
+def _named(column: pa.ChunkedArray, wrong: pa.ChunkedArray, rule: str, way_out: str) -> str | None:
+    """The first value of `column` that is `wrong`, with its row counted from 1."""
+    row = wrong.index(True).as_py()
+    return None if row < 0 else f"row {row + 1}: {rule}, got {column[row].as_py()!r}. {way_out}"
+
+
+def rows_to_table(rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
     """`rows` as a table of the contract; InputError where a row does not fit."""
     try:
         table = pa.Table.from_pylist(list(rows), schema=schema)
@@ -287,32 +302,53 @@ def read_table(path: Path | str, schema: pa.Schema) -> pa.Table:
 def iter_tables(path: Path, schema: pa.Schema) -> Iterator[pa.Table]:
     """One conforming table for each Parquet file at `path`."""
     for file in parquet_files(path):
-        yield conform(open_parquet(file).read(), schema, where=file)
+        yield conform(read_parquet(file), schema, where=file)
 
 
-def open_parquet(file: Path) -> pq.ParquetFile:
-    """`file`, opened; InputError where it is missing, truncated or not Parquet."""
+def read_parquet(file: Path, *, columns: list[str] | None = None) -> pa.Table:
+    """All of `file`, or `columns` of it; InputError where it is missing, cut short, damaged or not Parquet."""
     try:
-        return pq.ParquetFile(file)
+        return pq.ParquetFile(file, page_checksum_verification=True).read(columns=columns)
     except FileNotFoundError as error:
         raise InputError(f"{file}: no such file. Check the path.") from error
     except (pa.ArrowInvalid, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{file}: not readable as Parquet ({reason}). It may be cut short; write it again.") from error
+        raise InputError(
+            f"{file}: not readable as Parquet ({_first_line(error)}). It may be cut short or damaged; write it again."
+        ) from error
 
 
 def write_table(table: pa.Table, file: Path, schema: pa.Schema) -> Path:
-    """`file`, written whole or not at all: a temporary sibling is synced and renamed into place."""
+    """`file`, written whole or not at all, with page checksums; StageFailed where the disk refuses."""
     checked = conform(table, schema, where=file)
-    file.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(file) as sink:
+        pq.write_table(checked, sink, compression="zstd", write_page_checksum=True)
+    return file
+
+
+@contextmanager
+def whole_file(file: Path) -> Iterator[IO[bytes]]:
+    """A sink whose bytes become `file` where the body ends well: a synced sibling is renamed into place.
+
+    Where it does not, the sibling is removed and an older `file` stays. Raises StageFailed where the disk refuses.
+    """
     partial = file.with_name(f".{file.name}.partial")
     try:
+        file.parent.mkdir(parents=True, exist_ok=True)
         with partial.open("wb") as sink:
-            pq.write_table(checked, sink, compression="zstd")
+            yield sink
             sink.flush()
             os.fsync(sink.fileno())
         partial.replace(file)
-    except OSError as error:
-        partial.unlink(missing_ok=True)
-        raise StageFailed(f"{file}: could not be written ({error}). Free some space or choose another --root.") from error
-    return file
+    except BaseException as error:
+        # The folder itself may be what is missing.
+        with suppress(OSError):
+            partial.unlink()
+        if not isinstance(error, OSError):
+            raise
+        raise StageFailed(
+            f"{file}: could not be written ({_first_line(error)}). Free some space or choose another --root."
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

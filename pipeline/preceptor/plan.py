@@ -13,15 +13,24 @@ from typing import Final, Literal
 
 from preceptor.contracts import parquet_files
 from preceptor.errors import InputError, RecipeError
-from preceptor.recipe import BackboneConfig, HeadlinesConfig, JobmatchConfig, MarketConfig, Recipe, TeacherConfig
+from preceptor.recipe import (
+    BackboneConfig,
+    HeadlinesConfig,
+    JobmatchConfig,
+    MarketConfig,
+    PairSet,
+    Recipe,
+    TeacherConfig,
+)
 from preceptor.record import DEV, Record, read_record
 
 Records = Mapping[str, Record]
 Run = Callable[[Records, Path], Record]
 Status = Literal["done", "resume", "run"]
 
-ENGAGEMENT_SETS: Final = ("pool", "shown holdout")
-STUDENT_SETS: Final = ("golden holdout", "shown holdout")
+HOSTED_SETS: Final[tuple[PairSet, ...]] = ("golden calibration", "pool", "golden holdout")
+ENGAGEMENT_SETS: Final[tuple[PairSet, ...]] = ("pool", "shown holdout")
+STUDENT_SETS: Final[tuple[PairSet, ...]] = ("golden calibration", "golden holdout", "shown holdout")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,42 +184,49 @@ def _teacher_first(recipe: Recipe) -> list[Step]:
             teacher, policy=recipe.policy, corpus=records["corpus"], storage=recipe.storage, out=out
         )
 
-    def calibrate(records: Records, out: Path) -> Record:
-        from preceptor.judge import calibrate
+    def scores(records: Records, out: Path) -> Record:
+        from preceptor.judge import HostConfig, host
 
-        tuned = replace(judge, num_calibration_pairs=max(judge.num_calibration_pairs, recipe.num_tuned_pairs))
+        wanted = HostConfig(sets=HOSTED_SETS, engine=judge.engine, max_reject_share=judge.max_reject_share)
+        return host(wanted, corpus=records["corpus"], teacher=records["relevance_teacher"], out=out)
+
+    def calibrate(records: Records, out: Path) -> Record:
+        from preceptor.judge import calibrate, stored_judge
+
         return calibrate(
-            tuned, policy=recipe.policy, corpus=records["corpus"], teacher=records["relevance_teacher"], out=out
+            replace(judge, num_calibration_pairs=recipe.num_tuned_pairs),
+            policy=recipe.policy,
+            corpus=records["corpus"],
+            teacher=records["relevance_scores"],
+            judge=stored_judge(records["relevance_scores"], records["relevance_teacher"]),
+            out=out,
         )
 
     def label(records: Records, out: Path) -> Record:
-        from preceptor.judge import label
+        from preceptor.judge import label, stored_judge
 
         return label(
             judge,
             policy=recipe.policy,
             corpus=records["corpus"],
             calibration=records["calibrate"],
-            teacher=records["relevance_teacher"],
+            teacher=records["relevance_scores"],
+            judge=stored_judge(records["relevance_scores"], records["relevance_teacher"]),
             out=out,
         )
 
+    judged = ("corpus", "relevance_teacher", "relevance_scores")
     return [
         Step(name="zeroshot", needs=("corpus",), rows=f"{judge.num_calibration_pairs:,} golden pairs", run=zeroshot),
         Step(name="relevance_teacher", needs=("corpus",), rows=_training_rows(teacher), run=train),
         Step(
-            name="calibrate",
+            name="relevance_scores",
             needs=("corpus", "relevance_teacher"),
-            rows=f"{recipe.num_tuned_pairs:,} golden pairs",
-            run=calibrate,
+            rows=f"{', '.join(HOSTED_SETS)}, hosted in vLLM",
+            run=scores,
         ),
-        Step(
-            name="label",
-            needs=("corpus", "calibrate", "relevance_teacher"),
-            rows="pool pairs of split train",
-            run=label,
-        ),
-        _score("relevance_scores", "relevance_teacher", teacher, ("golden holdout",)),
+        Step(name="calibrate", needs=judged, rows=f"{recipe.num_tuned_pairs:,} golden pairs", run=calibrate),
+        Step(name="label", needs=(*judged, "calibrate"), rows="pool pairs of split train", run=label),
     ]
 
 
@@ -220,7 +236,7 @@ def _engagement(recipe: Recipe, teacher: TeacherConfig) -> list[Step]:
 
         return engagement_teacher(teacher, corpus=records["corpus"], storage=recipe.storage, out=out)
 
-    sets = ENGAGEMENT_SETS if recipe.distill is not None else ("shown holdout",)
+    sets: tuple[PairSet, ...] = ENGAGEMENT_SETS if recipe.distill is not None else ("shown holdout",)
     return [
         Step(name="engagement_teacher", needs=("corpus",), rows=_training_rows(teacher), run=train),
         _score("engagement_scores", "engagement_teacher", teacher, sets),
@@ -230,8 +246,6 @@ def _engagement(recipe: Recipe, teacher: TeacherConfig) -> list[Step]:
 def _student(recipe: Recipe) -> list[Step]:
     config = recipe.distill
     assert config is not None
-    # A hosted teacher that labelled the pool left its raw logits beside the labels; nothing is scored twice.
-    pool_scores = "label" if recipe.labeller == "teacher" else "relevance_scores"
 
     def train(records: Records, out: Path) -> Record:
         from preceptor.student.distill import distill
@@ -240,7 +254,7 @@ def _student(recipe: Recipe) -> list[Step]:
             config,
             corpus=records["corpus"],
             relevance=records["relevance_teacher"],
-            relevance_scores=records[pool_scores],
+            relevance_scores=records["relevance_scores"],
             engagement_scores=records["engagement_scores"],
             storage=recipe.storage,
             out=out,
@@ -259,16 +273,17 @@ def _student(recipe: Recipe) -> list[Step]:
         )
 
     def export(records: Records, out: Path) -> Record:
-        from preceptor.bundle import ExportConfig, export
+        from preceptor.export import ExportConfig, export
 
-        wanted = ExportConfig(blend=config.blend, check_vllm=recipe.check_vllm)
+        backbone = _backbone(recipe).source
+        wanted = ExportConfig(backbone=backbone, blend=config.blend, check_vllm=recipe.check_vllm)
         return export(wanted, student=records["distill"], gate=records["gate"], out=out)
 
     student = TeacherConfig(backbone=_backbone(recipe), train=config.train, scoring=config.scoring)
     return [
         Step(
             name="distill",
-            needs=tuple(dict.fromkeys(("corpus", "relevance_teacher", pool_scores, "engagement_scores"))),
+            needs=("corpus", "relevance_teacher", "label", "relevance_scores", "engagement_scores"),
             rows=_training_rows(student),
             run=train,
         ),
@@ -283,7 +298,7 @@ def _student(recipe: Recipe) -> list[Step]:
     ]
 
 
-def _score(name: str, model: str, teacher: TeacherConfig, sets: tuple[str, ...]) -> Step:
+def _score(name: str, model: str, teacher: TeacherConfig, sets: tuple[PairSet, ...]) -> Step:
     def run(records: Records, out: Path) -> Record:
         from preceptor.ranker.score_stage import ScoreConfig, score
 

@@ -7,7 +7,7 @@ checks itself when it is built and raises RecipeError.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
@@ -59,7 +59,11 @@ class EngineConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
-    """One training run of the sharded loop. A step sees `groups_per_step` (query, profile) groups over all workers."""
+    """One training run of the sharded loop. A step sees `groups_per_step` (query, profile) groups over all workers.
+
+    The embeddings stay as they are unless `embedding_learning_rate` is above 0: they are most of a small model's
+    weights, and gathering and updating them costs more than several layers do.
+    """
 
     num_steps: int
     groups_per_step: int
@@ -69,7 +73,7 @@ class TrainConfig:
     weight_decay: float = 0.01
     max_grad_norm: float = 1.0
     documents_per_group: int = 8
-    num_frozen_layers: int = 0
+    embedding_learning_rate: float = 0.0
     num_workers: int = 2
     gpus_per_worker: int = 0
     cpus_per_worker: float = 1
@@ -135,6 +139,10 @@ class HeadlinesConfig:
 
 
 Source = MarketConfig | JobmatchConfig | HeadlinesConfig
+
+PairSet = Literal["pool", "golden calibration", "golden holdout", "shown holdout"]
+"""pool: the unlabelled pairs of split train. golden calibration: what a judge is measured on. golden holdout, shown
+holdout: what the gate measures on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -228,8 +236,9 @@ class GateConfig:
 class Recipe:
     """One run from input to bundle. `relevance` or `engagement` is None where the source has no such truth.
 
-    `num_tuned_pairs` is the least number of golden pairs a tuned teacher is calibrated on. `check_vllm` asks for vLLM's agreement before export; `storage` is where Ray Train keeps checkpoints (a path or an
-    S3 address) in place of the run's own directory.
+    `num_tuned_pairs` is about how many golden pairs a tuned teacher is calibrated on. `check_vllm` asks for vLLM's
+    agreement before export; `storage` is where Ray Train keeps checkpoints (a path or an S3 address) in place of the
+    run's own directory.
     """
 
     name: str

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from preceptor.contracts import OVERALL
 from preceptor.errors import RecipeError
 from preceptor.recipe import (
     POLICY_DIR,
@@ -49,9 +50,7 @@ def tiny() -> Recipe:
         source=MarketConfig(num_queries=24, documents_per_query=4, num_requests=60, num_holdout_requests=60),
         policy=POLICY_DIR,
         labeller="judge",
-        judge=JudgeConfig(
-            kind="fake", model="fake", floor=-1.0, max_reject_share=0.5, num_calibration_pairs=40
-        ),
+        judge=JudgeConfig(kind="fake", model="fake", floor=-1.0, max_reject_share=0.5, num_calibration_pairs=40),
         relevance=teacher,
         engagement=teacher,
         distill=DistillConfig(
@@ -66,36 +65,41 @@ def tiny() -> Recipe:
 
 
 def demo() -> Recipe:
-    """SmolLM2-135M on the synthetic market: the whole path in minutes on two cores."""
-    backbone = BackboneConfig(source="smollm2-135m", max_prefix_tokens=96, max_document_tokens=96)
+    """SmolLM2-135M on the synthetic market: the whole path in minutes on two cores.
+
+    The teachers start from the lowest 6 of its 30 layers. Measured on 2 cores, 120 s of training each: 6 layers saw
+    1,800 pairs and reached kappa 0.43, 10 layers saw 940 and reached 0.
+    """
+    backbone = BackboneConfig(source="smollm2-135m", num_layers=6, max_prefix_tokens=96, max_document_tokens=96)
     relevance = TrainConfig(
-        num_steps=36,
-        groups_per_step=4,
-        learning_rate=3e-4,
+        num_steps=120,
+        groups_per_step=2,
+        learning_rate=5e-4,
         head_learning_rate=1e-3,
-        num_frozen_layers=14,
-        checkpoint_every=18,
+        checkpoint_every=60,
     )
+    engine = EngineConfig(max_model_len=1536)
     return Recipe(
         name="demo",
-        source=MarketConfig(num_queries=60, documents_per_query=8, num_requests=2000, num_holdout_requests=1200),
+        source=MarketConfig(num_queries=120, documents_per_query=8, num_requests=1600, num_holdout_requests=400),
         policy=POLICY_DIR,
         labeller="teacher",
         judge=JudgeConfig(
             kind="vllm",
             model="smollm2-135m",
-            floor=0.4,
+            floor=0.25,
             max_reject_share=0.05,
-            num_calibration_pairs=30,
-            engine=EngineConfig(max_model_len=1536),
+            num_calibration_pairs=20,
+            engine=engine,
         ),
-        relevance=TeacherConfig(backbone=backbone, train=relevance),
-        engagement=TeacherConfig(backbone=backbone, train=replace(relevance, num_steps=20, checkpoint_every=20)),
+        relevance=TeacherConfig(backbone=backbone, train=relevance, listwise=2.0),
+        engagement=TeacherConfig(backbone=backbone, train=replace(relevance, num_steps=60)),
         distill=DistillConfig(
-            num_layers=10,
+            num_layers=3,
             mix=Mix(relevance=0.6, engagement=0.4),
             blend=Blend(relevance=0.7, click=0.2, apply=0.1),
-            train=replace(relevance, num_steps=30, num_frozen_layers=0, checkpoint_every=30),
+            train=replace(relevance, num_steps=120),
+            listwise=2.0,
         ),
         gate=GateConfig(
             thresholds={
@@ -105,46 +109,52 @@ def demo() -> Recipe:
             },
             num_bootstrap=300,
         ),
+        num_tuned_pairs=350,
     )
 
 
 def jobmatch() -> Recipe:
-    """Real occupations and postings (O*NET, ESCO, their crosswalk); clicks simulated. Reranks MiniLM's top 50."""
-    backbone = BackboneConfig(source="smollm2-135m", max_prefix_tokens=96, max_document_tokens=96)
+    """Real occupations and postings (O*NET, ESCO, their crosswalk); clicks simulated. Reranks MiniLM's candidates."""
+    backbone = BackboneConfig(source="smollm2-135m", num_layers=6, max_prefix_tokens=112, max_document_tokens=112)
     train = TrainConfig(
-        num_steps=150,
-        groups_per_step=4,
-        learning_rate=2e-4,
+        num_steps=400,
+        groups_per_step=2,
+        learning_rate=5e-4,
         head_learning_rate=1e-3,
-        num_frozen_layers=10,
-        warmup_steps=10,
-        checkpoint_every=25,
+        warmup_steps=20,
+        checkpoint_every=100,
     )
+    recipe = demo()
+    assert recipe.judge is not None and recipe.distill is not None
     return replace(
-        demo(),
+        recipe,
         name="jobmatch",
-        source=JobmatchConfig(data=DATA),
-        relevance=TeacherConfig(backbone=backbone, train=train),
-        engagement=TeacherConfig(backbone=backbone, train=replace(train, num_steps=50)),
-        gate=GateConfig(
-            thresholds={
-                "student overall retention ndcg@10": 0.9,
-                "student click retention auc": 0.9,
-            }
+        source=JobmatchConfig(data=DATA, num_train_candidates=6, num_candidates=20),
+        judge=replace(recipe.judge, dimensions=(OVERALL,), floor=0.2),
+        relevance=TeacherConfig(backbone=backbone, train=train, listwise=2.0),
+        engagement=TeacherConfig(backbone=backbone, train=replace(train, num_steps=100)),
+        distill=replace(
+            recipe.distill,
+            num_layers=3,
+            train=replace(train, num_steps=250),
         ),
+        gate=GateConfig(
+            thresholds={"student overall retention ndcg@10": 0.8, "student click retention auc": 0.8},
+        ),
+        num_tuned_pairs=1500,
     )
 
 
 def headlines() -> Recipe:
     """Real clicks on headlines under randomised exposure: the engagement teacher alone."""
-    backbone = BackboneConfig(source="smollm2-135m", max_prefix_tokens=16, max_document_tokens=64)
+    backbone = BackboneConfig(source="smollm2-135m", num_layers=8, max_prefix_tokens=16, max_document_tokens=64)
     train = TrainConfig(
-        num_steps=240,
-        groups_per_step=16,
+        num_steps=400,
+        groups_per_step=8,
         learning_rate=2e-4,
         head_learning_rate=1e-3,
-        num_frozen_layers=10,
-        checkpoint_every=60,
+        warmup_steps=20,
+        checkpoint_every=100,
     )
     return Recipe(
         name="headlines",

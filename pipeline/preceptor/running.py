@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import sys
@@ -44,16 +45,27 @@ def ray_cluster() -> Iterator[None]:
         num_cpus=max(LOCAL_CPUS, os.cpu_count() or 1),
         include_dashboard=False,
         log_to_driver=False,
-        logging_level="error",
+        logging_level=logging.ERROR,
         object_store_memory=2**30,
         _temp_dir=folder,
         runtime_env={"env_vars": {name: os.environ.get(name, value) for name, value in _QUIET.items()}},
     )
+    _quieten()
     try:
         yield
     finally:
         ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _quieten() -> None:
+    """Leave the terminal to this project's own lines of progress."""
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    for name in ("ray.data", "ray.serve", "ray.train"):
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def run_steps(recipe: Recipe, steps: Sequence[Step], *, root: Path) -> dict[str, Record]:
@@ -203,11 +215,11 @@ def serve_examples(recipe: Recipe, *, root: Path) -> list[dict[str, Any]]:
 
 _EXAMPLE: Final = {
     "query": "staff nurse manchester",
-    "profile": "Registered nurse, five years on medical wards in Manchester. NMC pin. Looking for a permanent day post.",
+    "profile": "Registered nurse, 5 yrs on medical wards. Manchester. NMC pin held. Looking for a permanent day post.",
     "documents": [
-        "Staff Nurse, medical ward, Manchester. Permanent, full time. NMC registration required. Band 5 with progression.",
+        "Staff Nurse, medical ward, Manchester. Permanent, full time. NMC registration required. £31-35k.",
         "Healthcare assistant for a care home in Manchester. No licence needed, part time, nights.",
-        "AMAZING earnings! Work from anywhere as a crypto sales closer. No experience, no questions, start today!!!",
+        "AMAZING earnings! Work from anywhere as a crypto sales closer. No experience, start today!!!",
     ],
 }
 

@@ -25,11 +25,12 @@ LAYERS = (
     ("sources", "judge"),
     ("teachers", "student"),
     ("evaluation", "bundle", "feedback"),
-    ("recipes",),
+    ("sources.rerank_report", "sources.headline_report", "parity"),
+    ("export", "recipes"),
     ("plan",),
+    ("running",),
     ("cli",),
 )
-SAME_ROOM = {"parity": "bundle"}  # bundle.py's second file
 LAYER_OF = {room: layer for layer, rooms in enumerate(LAYERS) for room in rooms}
 SERVE_MAY_IMPORT = {"preceptor.contracts", "preceptor.errors", "preceptor.bundle"}
 LIGHT = ("errors", "contracts", "contracts_doc", "record", "recipe", "recipes", "policy", "plan", "cli")
@@ -72,7 +73,7 @@ def room_of(name: str) -> str | None:
     parts = name.split(".")[1:]
     if not parts or parts[0].startswith("__"):
         return None
-    return ".".join(parts[:2]) if ".".join(parts[:2]) in LAYER_OF else SAME_ROOM.get(parts[0], parts[0])
+    return ".".join(parts[:2]) if ".".join(parts[:2]) in LAYER_OF else parts[0]
 
 
 @pytest.mark.parametrize("file", modules(PIPELINE), ids=name_of)
@@ -113,8 +114,9 @@ def test_only_the_command_line_knows_the_server_and_only_when_asked() -> None:
         for file in [*modules(PIPELINE), *modules(JOBS)]
         if any(name.startswith("preceptor_serve") for name, _ in project_imports(file))
     }
-    assert knows <= {"preceptor.cli"}
-    eager = [node for node in ast.parse((PIPELINE / "cli.py").read_text()).body if is_import(node)]
+    assert knows <= {"preceptor.cli", "preceptor.running"}
+    files = [PIPELINE / "cli.py", PIPELINE / "running.py"]
+    eager = [node for file in files for node in ast.parse(file.read_text()).body if is_import(node)]
     names = [name for node in eager for name, _ in imported(node, "preceptor")]
     assert not [name for name in names if name.startswith("preceptor_serve")]
 

@@ -65,6 +65,28 @@ def test_conform_refuses_a_null_where_the_contract_has_none() -> None:
         conform(table, PAIRS)
 
 
+def test_conform_refuses_a_null_inside_a_list() -> None:
+    schema = CONTRACTS["EXAMPLES"]
+    row = {"pair_id": "a", "head": "click", "target": [None], "weight": 1.0}
+    with pytest.raises(InputError, match=r"column 'target': EXAMPLES allows no null inside a list, got 1"):
+        rows_to_table([{**row, "target": [0.5]}, row], schema)
+
+
+@pytest.mark.parametrize("grade", [-1, 5])
+def test_conform_refuses_a_grade_outside_the_scale(grade: int) -> None:
+    row = {**make_pair("nurse", "", "ward", slice="a"), "dimension": "role", "grader_id": "a", "policy_version": "1"}
+    rows = [{**row, "grade": found, "reason": None} for found in (0, 4, grade)]
+    with pytest.raises(InputError, match=rf"column 'grade': GOLDEN row 3: a grade is 0 to 4, got {grade}\. Mend"):
+        rows_to_table(rows, GOLDEN)
+    assert rows_to_table(rows[:2], GOLDEN).num_rows == 2
+
+
+def test_conform_refuses_a_split_that_is_none() -> None:
+    table = replaced(pairs(), "split", pa.array(["train", "dev", "test"]))
+    with pytest.raises(InputError, match=r"^in\.parquet: column 'split': PAIRS row 2: a split is .* got 'dev'"):
+        conform(table, PAIRS, where="in.parquet")
+
+
 def test_conform_lets_a_null_pass_where_the_contract_allows_it() -> None:
     row: dict[str, object] = {"id": "a", "stage": "label", "reason": "empty", "raw": None, "attempt": 1}
     assert rows_to_table([row], REJECTS)["raw"].null_count == 1
@@ -117,6 +139,23 @@ def test_a_truncated_file_is_named(tmp_path: Path) -> None:
         read_table(file, PAIRS)
 
 
+@pytest.mark.parametrize("compression", ["zstd", "none"])
+def test_a_damaged_page_is_named(compression: str, tmp_path: Path) -> None:
+    file = tmp_path / "part.parquet"
+    if compression == "zstd":
+        write_table(pairs(200), file, PAIRS)
+    else:
+        pq.write_table(pairs(200), file, compression=compression, write_page_checksum=True)
+    damaged = bytearray(file.read_bytes())
+    first_page = pq.ParquetFile(file).metadata.row_group(0).column(2)
+    middle = first_page.data_page_offset + first_page.total_compressed_size // 2
+    damaged[middle] ^= 0xFF
+    file.write_bytes(damaged)
+    with pytest.raises(InputError, match=r"part\.parquet: not readable as Parquet") as caught:
+        read_table(file, PAIRS)
+    assert "\n" not in str(caught.value)
+
+
 def test_a_wrong_table_never_reaches_the_disk(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="column 'split'"):
         write_table(pairs().drop_columns(["split"]), tmp_path / "part.parquet", PAIRS)
@@ -154,6 +193,14 @@ def test_a_full_disk_leaves_no_half_written_table(before: bytes | None, tmp_path
     assert [(found.name, found.read_bytes()) for found in tmp_path.iterdir()] == (
         [] if before is None else [(file.name, before)]
     )
+
+
+def test_a_file_in_place_of_the_folder_is_a_stage_failure(tmp_path: Path) -> None:
+    (tmp_path / "pairs").write_text("a file")
+    with pytest.raises(StageFailed, match="could not be written") as caught:
+        write_table(pairs(), tmp_path / "pairs" / "part.parquet", PAIRS)
+    assert "\n" not in str(caught.value)
+    assert [found.name for found in tmp_path.iterdir()] == ["pairs"]
 
 
 def test_a_directory_in_the_way_is_a_stage_failure(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -62,7 +63,7 @@ def stage(name: str, out: Path) -> Record:
     return run.finish() if run.record is None else run.record
 
 
-def impression(pair: Mapping[str, str], grade: int, round_: int) -> dict[str, object]:
+def impression(pair: Mapping[str, str], grade: int, round_: int) -> dict[str, Any]:
     position = 1 + (grade + round_) % 5
     click = (grade * 3 + round_ * 5 + position) % 7 < grade
     ids = {key: pair[key] for key in ("pair_id", "query_id", "profile_id", "document_id", "split")}
@@ -253,6 +254,21 @@ def test_a_threshold_on_something_unmeasured_is_refused(corpus, models, tmp_path
     with pytest.raises(RecipeError, match="this run measures no 'student overall ndcg@10'"):
         gate(config, corpus=corpus, **{**models, "student": None}, out=tmp_path / "gate")
     assert not (tmp_path / "gate" / "record.json").exists()
+
+
+def test_an_engagement_teacher_without_golden_scores_has_no_ndcg_row(market, corpus, models, tmp_path) -> None:
+    gate(CONFIG, corpus=corpus, **models, out=tmp_path / "all")
+    shown = {pair["pair_id"] for pair, grade in market.of("holdout") if grade != 4}
+    few = [row for row in actions(market) if row["pair_id"] in shown]
+    impressions = [
+        impression(pair, grade, round_) for pair, grade in market.of("holdout") for round_ in range(4) if grade != 4
+    ]
+    write_rows(impressions, corpus.path / "impressions" / "0.parquet", IMPRESSIONS)
+    short = write_scores(tmp_path / "few", few)
+    gate(CONFIG, corpus=corpus, **{**models, "engagement": short}, out=tmp_path / "gate")
+    assert "engagement_teacher click ndcg@10" in values(tmp_path / "all")
+    found = values(tmp_path / "gate")
+    assert "engagement_teacher click ndcg@10" not in found and "engagement_teacher click auc" in found
 
 
 def test_missing_predictions_are_counted_and_located(market, corpus, models, tmp_path) -> None:

@@ -114,13 +114,13 @@ def test_a_rate_stands_for_its_positives_and_negatives(found: list[tuple[int, in
     probs = 1 / (1 + np.exp(-np.array(scores)))
     given_probs = 1 / (1 + np.exp(-np.array(given_scores)))
 
-    same = {"nan_ok": True, "abs": 1e-9}
-    assert auc(rates, given_scores, shown) == pytest.approx(auc(labels, scores), **same)
-    assert within_auc(rates, given_scores, given_groups, shown) == pytest.approx(
-        within_auc(labels, scores, groups), **same
-    )
-    assert log_loss(rates, given_probs, shown) == pytest.approx(log_loss(labels, probs), **same)
-    assert ece(rates, given_probs, shown) == pytest.approx(ece(labels, probs), **same)
+    def same(value: float) -> object:
+        return pytest.approx(value, nan_ok=True, abs=1e-9)
+
+    assert auc(rates, given_scores, shown) == same(auc(labels, scores))
+    assert within_auc(rates, given_scores, given_groups, shown) == same(within_auc(labels, scores, groups))
+    assert log_loss(rates, given_probs, shown) == same(log_loss(labels, probs))
+    assert ece(rates, given_probs, shown) == same(ece(labels, probs))
 
 
 @given(rows(st.booleans(), COARSE_SCORES, st.sampled_from("abc"), st.integers(1, 3)))

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
+import random
 import re
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -377,6 +381,21 @@ def test_aggregate_equals_a_brute_force_of_the_rule(policy: Policy) -> None:
         expected = min(expected, 1) if credentials == 0 or place == 0 else expected
         expected = min(expected, 2) if seniority == 0 or quality == 0 else expected
         assert policy.rubric.aggregate(dict(zip(names, values, strict=True))) == expected, values
+
+
+def test_aggregate_holds_for_weights_that_are_no_whole_numbers(policy: Policy) -> None:
+    weights = (0.1, 2.5, 1 / 3, 1e-9, 7.0, 0.7, 12.25)
+    dimensions = tuple(
+        replace(dimension, weight=weight) for dimension, weight in zip(policy.rubric.dimensions, weights, strict=True)
+    )
+    rubric = replace(policy.rubric, dimensions=dimensions)
+    draw = random.Random(3)
+    for _ in range(500):
+        grades = {name: draw.randrange(5) for name in rubric.names}
+        exact = sum(Fraction(weight) * grades[name] for name, weight in zip(rubric.names, weights, strict=True))
+        rounded = math.ceil(exact / sum(map(Fraction, weights)) - Fraction(1, 2))
+        caps = [cap.overall for cap in rubric.caps if grades[cap.dimension] <= cap.at_most]
+        assert rubric.aggregate(grades) == min([rounded, *caps]), grades
 
 
 def test_aggregate_by_hand(policy: Policy) -> None:

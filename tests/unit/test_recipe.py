@@ -37,6 +37,7 @@ RECIPE = Recipe(
     name="small",
     source=MarketConfig(num_queries=10, documents_per_query=4, num_requests=20, num_holdout_requests=5),
     policy=POLICY_DIR,
+    labeller="judge",
     judge=JUDGE,
     relevance=TEACHER,
     engagement=TEACHER,

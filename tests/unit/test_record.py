@@ -110,6 +110,37 @@ def test_dev_is_always_rebuilt(tmp_path: Path) -> None:
     assert not (out / "part.parquet").exists()
 
 
+@pytest.mark.parametrize("version", ["v1", "dev"])
+def test_files_that_no_stage_wrote_are_never_deleted(version: str, tmp_path: Path) -> None:
+    (tmp_path / version).mkdir()
+    (tmp_path / version / "thesis.tex").write_text("years of work")
+    with pytest.raises(InputError, match="not made by Preceptor") as caught:
+        begin("label", Config(), out=tmp_path / version)
+    assert "--root" in str(caught.value)
+    assert [(file.name, file.read_text()) for file in (tmp_path / version).iterdir()] == [
+        ("thesis.tex", "years of work")
+    ]
+
+
+@pytest.mark.parametrize("version", ["v1", "dev"])
+def test_an_empty_directory_is_free(version: str, tmp_path: Path) -> None:
+    (tmp_path / version).mkdir()
+    assert not begin("label", Config(), out=tmp_path / version).resumed
+
+
+def test_clearing_follows_no_link_out_of_the_directory(tmp_path: Path) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "precious.parquet").write_text("rows")
+    out = tmp_path / "dev"
+    begin("label", Config(), out=out)
+    (out / "linked").symlink_to(elsewhere)
+    (out / "parts").mkdir()
+    begin("label", Config(), out=out)
+    assert (elsewhere / "precious.parquet").exists()
+    assert sorted(file.name for file in out.iterdir()) == ["pending.json"]
+
+
 def test_a_broken_record_is_refused_by_name(tmp_path: Path) -> None:
     finish(tmp_path / "v1")
     file = tmp_path / "v1" / "record.json"
@@ -182,6 +213,7 @@ def test_a_disk_that_fills_at_the_record_leaves_the_stage_unfinished(tmp_path: P
     command = [sys.executable, "-c", _FINISH_UNDER_A_LIMIT, str(out)]
     finished = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "record.json: could not be written" in finished.stdout
+    assert [file.name for file in out.iterdir()] == ["pending.json"]
     assert read_record(out) is None
     assert begin("label", {"rows": 1}, out=out).resumed
 

@@ -120,7 +120,7 @@ def gate() -> pa.Table:
 
 
 PLOTS = {"reliability": {"click": {"student": [[0.1, 0.12, 0.5], [0.3, 0.28, 0.5]]}}, "confusion": {}}
-EXAMPLES = [
+EXAMPLES: list[dict[str, Any]] = [
     {"query": "welder <nights>", "document": "Welder, night shift", "score": 0.91234, "actions": {"click": 0.25}},
     {"query": "nurse", "document": "Cook", "grade_probs": [0.5, 0.5, 0.0, 0.0, 0.0]},
 ]

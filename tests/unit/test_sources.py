@@ -18,8 +18,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from preceptor.contracts import GOLDEN, IMPRESSIONS, PAIRS, REJECTS, content_id, make_pair, read_table
-from preceptor.errors import InputError
+from preceptor.contracts import COUNTS, GOLDEN, IMPRESSIONS, PAIRS, REJECTS, content_id, make_pair, read_table
+from preceptor.errors import DriftError, InputError
 from preceptor.recipe import POLICY_DIR, HeadlinesConfig, JobmatchConfig
 from preceptor.sources.headlines import headlines
 from preceptor.sources.jobmatch import CALIBRATION_DEPTH, GRADER_ID, WEAK_GRADER_ID, jobmatch
@@ -36,7 +36,7 @@ from preceptor.sources.occupations import (
 from preceptor.sources.pairs import read_pairs
 from preceptor.sources.retrieval import embed, encoder_dir, tfidf_similarities, top_k
 from preceptor.sources.simulated_clicks import Shown, appeal, apply_prob, click_prob, simulate
-from preceptor.sources.tables import CANDIDATES, COUNTS, JUDGEMENTS, QUERIES
+from preceptor.sources.tables import CANDIDATES, JUDGEMENTS, QUERIES
 
 TRADES = ("baker", "welder", "nurse", "clerk", "pilot", "tailor", "miner", "florist", "roofer", "tutor")
 NUM_POSTINGS = 60
@@ -242,6 +242,18 @@ def test_nothing_half_written_is_trusted_after_bad_input(tmp_path: Path) -> None
     write_data(data)
     record = jobmatch(config_for(data), policy=POLICY_DIR, out=out, encode=word_encoder)
     assert read_table(out / "pairs", PAIRS).num_rows == sum(record.metrics["num_pairs"].values())
+
+
+def test_moved_data_is_the_same_work_and_changed_data_is_not(tmp_path: Path) -> None:
+    out = tmp_path / "out" / "v1"
+    record = jobmatch(config_for(write_data(tmp_path / "here")), policy=POLICY_DIR, out=out, encode=word_encoder)
+    assert str(tmp_path) not in json.dumps(record.config)
+    (tmp_path / "here").rename(tmp_path / "there")
+    again = jobmatch(config_for(tmp_path / "there"), policy=POLICY_DIR, out=out, encode=word_encoder)
+    assert again.fingerprint == record.fingerprint
+    rewrite(tmp_path / "there" / "esco_occupations.parquet", lambda table: table.slice(1))
+    with pytest.raises(DriftError, match=r"data\.esco_occupations\.parquet: '\w+' -> '\w+'"):
+        jobmatch(config_for(tmp_path / "there"), policy=POLICY_DIR, out=out, encode=word_encoder)
 
 
 # texts
@@ -608,6 +620,16 @@ def test_headlines_are_merged_counted_and_split_by_test(tmp_path: Path) -> None:
     assert 8 <= sum(found == {"calibration"} for found in splits.values()) <= 35
     assert read_table(record.path / "golden", GOLDEN).num_rows == 0
     assert read_table(record.path / "impressions", IMPRESSIONS).num_rows == 0
+
+
+def test_headline_tests_with_one_more_click_are_other_data(tmp_path: Path) -> None:
+    rows = [headline_row("a", "Story", 100, 3, "train")]
+    record = headlines(HeadlinesConfig(data=write_headlines(tmp_path / "a", rows)), out=tmp_path / "out" / "v1")
+    moved = HeadlinesConfig(data=write_headlines(tmp_path / "b", rows))
+    assert headlines(moved, out=tmp_path / "out" / "v1") == record
+    changed = HeadlinesConfig(data=write_headlines(tmp_path / "c", [{**rows[0], "clicks": 4}]))
+    with pytest.raises(DriftError, match=r"data\.headline_tests\.parquet"):
+        headlines(changed, out=tmp_path / "out" / "v1")
 
 
 @pytest.mark.parametrize(

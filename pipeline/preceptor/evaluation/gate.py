@@ -97,9 +97,10 @@ def gate(
     """The record of a passed gate, after writing GATE_REPORT to `{out}/gate.parquet` and `{out}/plots.json`.
 
     `relevance`, `engagement` and `student` are prediction stages with TEACHER_SCORES in `scores/`; rows of a missing
-    one are left out. Raises GateFailed naming every missed threshold, at once on a rerun of the same work; the record
-    is written all the same, with ``metrics["passed"]`` False. Raises RecipeError for a threshold on something unknown
-    or unmeasured, InputError for holdout pairs without predictions.
+    one are left out, and so is the engagement teacher's NDCG, information only, where it did not score golden pairs.
+    Raises GateFailed naming every missed threshold, at once on a rerun of the same work; the record is written all the
+    same, with ``metrics["passed"]`` False. Raises RecipeError for a threshold on something unknown or unmeasured,
+    InputError for holdout pairs without predictions.
     """
     _check_known(config.thresholds, KNOWN, "gate thresholds know no")
     given = {"relevance_teacher": relevance, "engagement_teacher": engagement, "student": student}
@@ -148,9 +149,9 @@ def _measure_golden(
     }
     scores: dict[tuple[str, str], Floats] = dict(_baseline_scores(holdout))
     scores |= {(name, OVERALL): expected_gain(logits) for name, logits in overall.items()}
-    if "engagement_teacher" in systems:
-        logits = systems["engagement_teacher"].of("click", golden["pair_id"])
-        scores["engagement_teacher", "click"] = logits[:, 0]
+    engagement = systems.get("engagement_teacher")
+    if engagement is not None and engagement.covers("click", golden["pair_id"]):
+        scores["engagement_teacher", "click"] = engagement.of("click", golden["pair_id"])[:, 0]
 
     queries = _numbered(golden["query_id"])
     ndcg_queries, ndcg = _ndcg_statistics(golden, grades, scores)

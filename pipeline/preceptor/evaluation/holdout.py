@@ -36,6 +36,11 @@ class Predictions:
     def table(self) -> pa.Table:
         return read_table(self.file, TEACHER_SCORES)
 
+    def covers(self, head: str, pair_ids: pa.ChunkedArray) -> bool:
+        """Whether there are logits of `head` for every one of the pairs."""
+        known = self.table.filter(pc.equal(self.table["head"], head))["pair_id"]
+        return bool(pc.all(pc.is_in(pair_ids, value_set=known.combine_chunks()), min_count=0).as_py())
+
     def of(self, head: str, pair_ids: pa.ChunkedArray) -> Floats:
         """Raw logits of `head`, (pairs, 5) for 'overall' and (pairs, 1) for an action; InputError where any lacks."""
         width = NUM_GRADES if head == OVERALL else 1

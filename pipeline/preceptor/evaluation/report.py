@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
 
-from preceptor.errors import StageFailed
 from preceptor.evaluation.gate import AT_MOST, NDCG
+from preceptor.evaluation.sheets import sheets_of, write_text
 from preceptor.record import Record
 
 if TYPE_CHECKING:
@@ -96,9 +95,10 @@ def write_report(
 ) -> Path:
     """`file`, one self-contained HTML page, written whole or not at all.
 
-    `records` are keyed by stage; `gate` is a GATE_REPORT table and `plots` the gate's plots.json; `notes` are sentences
-    for the top of the page, such as which truth is constructed; `examples` are scored pairs, each shown with whatever
-    fields it has. Parts whose input is missing are left out. Raises StageFailed where the disk refuses.
+    `records` are keyed by stage; the Sheets in their metrics are shown. `gate` is a GATE_REPORT table and `plots` the
+    gate's plots.json; `notes` are sentences for the top of the page, such as which truth is constructed; `examples` are
+    scored pairs, each shown with whatever fields it has. Parts whose input is missing are left out. Raises
+    StageFailed where the disk refuses.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -116,6 +116,7 @@ def write_report(
         policies=list(dict.fromkeys(record.policy_version for record in records.values() if record.policy_version)),
         verdict=_verdict(records.get("gate")),
         figures=headline(records, gate),
+        sheets=sheets_of(records),
         charts=list(_charts(records, gate, plots or {})),
         thresholds=[row for row in gate_rows if row["threshold"]],
         measurements=gate_rows,
@@ -123,7 +124,7 @@ def write_report(
         examples=[{name: _words(value) for name, value in example.items()} for example in examples],
         stages=[_stage_row(name, record) for name, record in records.items()],
     )
-    return _write_text(file, page)
+    return write_text(file, page)
 
 
 def _charts(records: Mapping[str, Record], gate: pa.Table | None, plots: Mapping[str, Any]) -> Iterator[Chart]:
@@ -251,19 +252,3 @@ def _words(value: object) -> str:
     if isinstance(value, (list, tuple)):
         return ", ".join(_words(item) for item in value)
     return value if isinstance(value, str) else json.dumps(value, default=str)
-
-
-def _write_text(file: Path, text: str) -> Path:
-    partial = file.with_name(f".{file.name}.partial")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("w", encoding="utf-8") as sink:
-            sink.write(text)
-            sink.flush()
-            os.fsync(sink.fileno())
-        partial.replace(file)
-    except OSError as error:
-        raise StageFailed(
-            f"{file}: could not be written ({error}). Free some space or choose another --root."
-        ) from error
-    return file

@@ -2,8 +2,21 @@
 
 from preceptor.judge.calibrate import calibrate
 from preceptor.judge.fake import FakeJudge
+from preceptor.judge.host import HostConfig, host, stored_judge
 from preceptor.judge.hosted import HostedBatch, score_hosted
 from preceptor.judge.label import label
 from preceptor.judge.replies import Answers, Judge, Reply
 
-__all__ = ["Answers", "FakeJudge", "HostedBatch", "Judge", "Reply", "calibrate", "label", "score_hosted"]
+__all__ = [
+    "Answers",
+    "FakeJudge",
+    "HostConfig",
+    "HostedBatch",
+    "Judge",
+    "Reply",
+    "calibrate",
+    "host",
+    "label",
+    "score_hosted",
+    "stored_judge",
+]

@@ -25,7 +25,7 @@ from preceptor.contracts import (
     REJECTS,
     TEACHER_SCORES,
     content_id,
-    open_parquet,
+    read_parquet,
     rows_to_table,
     write_table,
 )
@@ -182,7 +182,7 @@ def _is_done(block: Block, out: Path, judge: Judge) -> bool:
 
 
 def _reasons(block: Block, out: Path) -> list[str]:
-    return open_parquet(block.part(out, "rejects")).read(columns=["reason"]).column("reason").to_pylist()
+    return read_parquet(block.part(out, "rejects"), columns=["reason"]).column("reason").to_pylist()
 
 
 def _hold_ceiling(rejected: Counter[str], num_rows: int, max_reject_share: float, judge: Judge) -> None:
@@ -202,7 +202,7 @@ def _tally(blocks: Sequence[Block], out: Path, *, num_computed: int) -> Tally:
     grades = np.zeros(NUM_GRADES, dtype=np.int64)
     for block in blocks:
         rejected.update(_reasons(block, out))
-        labels = open_parquet(block.part(out, "labels")).read(columns=["dimension", "grade", "probs", "label_mass"])
+        labels = read_parquet(block.part(out, "labels"), columns=["dimension", "grade", "probs", "label_mass"])
         num_labels += labels.num_rows
         mass += pc.sum(labels.column("label_mass")).as_py() or 0.0
         overall = labels.filter(pc.equal(labels.column("dimension"), OVERALL)).column("grade").to_numpy()

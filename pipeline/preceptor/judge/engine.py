@@ -45,10 +45,10 @@ def run_engine(
 ) -> Iterator[list[Row]]:
     """Rows of `columns` and `ERROR`, streamed in batches as `engine` answers.
 
-    `prepare` is a callable class, built once per replica with `prepare_args`, that turns a batch of pairs (an Arrow
-    table) into a dict of columns with ``tokenized_prompt`` and ``sampling_params`` or ``pooling_params``; `finish`
-    picks what is wanted from an engine's output row. Failed rows skip `finish`; they have the columns `prepare` made.
-    Raises StageFailed where the engine cannot start or Ray gives up.
+    `prepare` is a callable class, built once per replica with `prepare_args`. It turns an Arrow table of pairs
+    into another, `rows_per_pair` times as long, with ``tokenized_prompt``, `ERROR`, and ``sampling_params`` or
+    ``pooling_params``. `finish` picks what is wanted from an engine's output row; failed rows skip it and keep only the
+    columns that `prepare` made. Raises StageFailed where the engine cannot start or Ray gives up.
     """
     from ray.data import ActorPoolStrategy, TaskPoolStrategy
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig

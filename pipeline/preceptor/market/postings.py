@@ -167,8 +167,8 @@ def _fitting_skills(rng: random.Random, role: Role, member: Member) -> tuple[str
 
 def _tempting(rng: random.Random, posting: Posting, query: Query, member: Member) -> Posting:
     """The posting, at times naming the wanted work or the member's skills without asking for them."""
-    mention = rng.choice((query.role, member.role)) if rng.random() < 0.5 else posting.mention
-    asides = subset(rng, member.skills, 2) if rng.random() < 0.75 else posting.asides
+    mention = rng.choice((query.role, member.role)) if rng.random() < 0.6 else posting.mention
+    asides = subset(rng, member.skills, 2) if rng.random() < 0.9 else posting.asides
     return replace(posting, mention=mention, asides=tuple(skill for skill in asides if skill not in posting.skills))
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
 
+from preceptor import errors
 from preceptor.contracts import GOLDEN, IMPRESSIONS, OVERALL, PAIRS, rows_to_table, write_table
 from preceptor.errors import PreceptorError, StageFailed
 from preceptor.market import clicks
@@ -30,6 +31,7 @@ CHUNK_QUERIES: Final = 128
 CHUNK_REQUESTS: Final = 512
 _TASK_CPUS: Final = 0.25
 _MAX_BLOCKS: Final = 1000
+_OUTCOME: Final = pa.schema([pa.field("error", pa.string()), pa.field("message", pa.string())])
 
 
 def market(config: MarketConfig, *, policy: Path, out: Path) -> Record:
@@ -98,14 +100,29 @@ def _stream(chunk: partial[Counter[str]], num_items: int, chunk_size: int) -> Co
     tally: Counter[str] = Counter()
     try:
         for row in done.iter_rows():
-            tally.update(json.loads(row["tally"]))
+            if row["error"] is not None:
+                raise getattr(errors, row["error"])(row["message"])
+            tally.update(json.loads(row["message"]))
     except RayError as error:
-        raise _failure(error) from error
+        reason = str(error).strip().splitlines()[0]
+        raise StageFailed(
+            f"market: a generating task died ({reason}). Run it again: finished parts are kept."
+        ) from error
     return tally
 
 
 def _run_chunks(batch: pa.Table, *, chunk: partial[Counter[str]]) -> pa.Table:
-    return pa.table({"tally": [json.dumps(_finish_once(chunk, number)) for number in batch["id"].to_pylist()]})
+    """One row for each chunk: its counts as JSON, or the error it raised on purpose.
+
+    Ray loses the cause of an exception on its way to the driver, so it travels as a row.
+    """
+    rows: list[dict[str, str | None]] = []
+    for number in batch["id"].to_pylist():
+        try:
+            rows.append({"error": None, "message": json.dumps(_finish_once(chunk, number))})
+        except PreceptorError as error:
+            rows.append({"error": type(error).__name__, "message": str(error)})
+    return pa.Table.from_pylist(rows, schema=_OUTCOME)
 
 
 def _finish_once(chunk: partial[Counter[str]], number: int) -> dict[str, int]:
@@ -117,18 +134,6 @@ def _finish_once(chunk: partial[Counter[str]], number: int) -> dict[str, int]:
     tally = dict(chunk(number))
     write_json(done, tally)
     return tally
-
-
-def _failure(error: BaseException) -> PreceptorError:
-    """The error a task raised on purpose, without the remote traceback; StageFailed for any other end of a task."""
-    seen: BaseException | None = error
-    while seen is not None:
-        cause = getattr(seen, "cause", None)
-        for known in (seen, cause):
-            if isinstance(known, PreceptorError):
-                return type(known)(str(known).strip().splitlines()[-1])
-        seen = seen.__cause__ if seen.__cause__ is not None else cause
-    return StageFailed(f"market: a generating task failed ({str(error).strip().splitlines()[-1]}). Run it again.")
 
 
 def _truth_rows(items: Iterable[Candidate], policy_version: str) -> Iterator[dict[str, object]]:

@@ -10,7 +10,7 @@ import re
 from typing import Final
 
 from preceptor.market.latent import Employment, Member, Place, Posting, Query, Workplace
-from preceptor.market.roles import LEVELS, catalogue
+from preceptor.market.roles import catalogue
 
 _YEARS: Final = ((0, 0), (1, 2), (3, 5), (6, 10), (11, 18))
 _LEVEL_WORDS: Final = (
@@ -273,6 +273,3 @@ def _misspell(text: str, rng: random.Random, *, share: float) -> str:
         return word[:at] + word[at + 1 :] if kind == 1 else word[:at] + word[at] + word[at:]
 
     return re.sub(r"\b[a-z]{5,}\b", slip, text)
-
-
-assert len(_LEVEL_WORDS) == len(_YEARS) == len(LEVELS)

@@ -15,7 +15,7 @@ _SMOLLM_GGUF: Final = "SmolLM2-135M-Instruct.Q4_1.gguf"
 _DONE: Final = "config.json"
 
 # Small enough to train in seconds; head_dim 64 because vLLM's CPU attention takes no smaller one than 32.
-_TINY: Final = {
+_TINY: Final[dict[str, Any]] = {
     "hidden_size": 128,
     "intermediate_size": 256,
     "num_hidden_layers": 4,

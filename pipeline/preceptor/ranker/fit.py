@@ -20,9 +20,9 @@ from typing import Any, Final
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.fsdp import FSDPModule
 
 from preceptor.errors import StageFailed
-from preceptor.ranker.following import following
 from preceptor.ranker.batches import encode, pack
 from preceptor.ranker.examples import (
     Group,
@@ -33,6 +33,7 @@ from preceptor.ranker.examples import (
     to_request,
     to_targets,
 )
+from preceptor.ranker.following import following
 from preceptor.ranker.losses import Normalisers, Objective, total_loss
 from preceptor.ranker.model import Head, Ranker, head_slices, load_ranker
 from preceptor.recipe import TrainConfig
@@ -144,36 +145,54 @@ def accumulate_step(
     scale: float = 1.0,
     device: torch.device | None = None,
 ) -> dict[str, float]:
-    """The summed loss terms of `groups`, after adding their gradients, times `scale`, to the model's."""
+    """The summed loss terms of `groups`, after adding their gradients, times `scale`, to the model's.
+
+    Workers of one process group must call it together: each makes as many passes as the one with the most needs.
+    """
     encoded = [encode(to_request(group), tokenizer, limits) for group in groups]
     totals: dict[str, float] = {}
     batches = list(micro_batches(groups, [item.num_tokens for item in encoded], MICRO_BATCH_TOKENS))
-    for number, batch in enumerate(batches):
-        if hasattr(model, "set_requires_gradient_sync"):
-            model.set_requires_gradient_sync(number == len(batches) - 1)
-        packed = pack([encoded[index] for index in batch])
-        targets = to_targets([groups[index] for index in batch], heads)
-        if device is not None and device.type != "cpu":
-            packed, targets = packed.to(device), targets.to(device)
+    place = device or torch.device("cpu")
+    num_passes = _most_of_all_workers(len(batches), place)
+    for number in range(num_passes):
+        if isinstance(model, FSDPModule):
+            model.set_requires_gradient_sync(number == num_passes - 1)
+        if number >= len(batches):
+            (model(pack(encoded[:1]).to(place)).sum() * 0.0).backward()
+            continue
+        batch = batches[number]
+        packed = pack([encoded[index] for index in batch]).to(place)
+        targets = to_targets([groups[index] for index in batch], heads).to(place)
         grade_logits, action_logits = split_logits(model(packed), heads)
         terms = total_loss(grade_logits, action_logits, targets, objective, norm)
         (terms["loss"] * scale).backward()
         for key, value in terms.items():
-            totals[key] = totals.get(key, 0.0) + float(value)
+            totals[key] = totals.get(key, 0.0) + value.detach().item()
     return totals
 
 
+def _most_of_all_workers(num_batches: int, device: torch.device) -> int:
+    """The largest of all workers' numbers; a worker that made fewer passes would leave the others waiting in FSDP."""
+    if not dist.is_initialized():
+        return num_batches
+    most = torch.tensor(num_batches, device=device)
+    dist.all_reduce(most, op=dist.ReduceOp.MAX)
+    return int(most)
+
+
 def make_optimizer(ranker: Ranker, config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW over the trainable parameters; the score rows learn at their own rate."""
-    score = [p for n, p in ranker.named_parameters() if p.requires_grad and ".score." in f".{n}"]
-    body = [p for n, p in ranker.named_parameters() if p.requires_grad and ".score." not in f".{n}"]
+    """AdamW over the trainable parameters; score rows and embeddings learn at their own rates."""
+    rates = {"score": config.head_learning_rate, "embed_tokens": config.embedding_learning_rate}
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, weight in ranker.named_parameters():
+        if weight.requires_grad:
+            part = next((part for part in rates if part in name.split(".")), None)
+            groups.setdefault(rates[part] if part else config.learning_rate, []).append(weight)
     return torch.optim.AdamW(
-        [
-            {"params": body, "lr": config.learning_rate, "peak": config.learning_rate},
-            {"params": score, "lr": config.head_learning_rate, "peak": config.head_learning_rate},
-        ],
+        [{"params": weights, "lr": rate, "peak": rate} for rate, weights in groups.items()],
         weight_decay=config.weight_decay,
         betas=(0.9, 0.98),
+        fused=True,
     )
 
 
@@ -185,12 +204,10 @@ def learning_rate_share(step: int, config: TrainConfig) -> float:
     return 0.05 + 0.95 * left
 
 
-def freeze_lowest(ranker: Ranker, num_layers: int) -> None:
-    """Fix the embeddings and the lowest `num_layers` layers, if any: no gradient, no optimiser state."""
-    if num_layers:
+def freeze_embeddings(ranker: Ranker, config: TrainConfig) -> None:
+    """Fix the embeddings where their learning rate is 0: no gradient, no optimiser state."""
+    if config.embedding_learning_rate == 0:
         ranker.classifier.model.embed_tokens.requires_grad_(False)
-    for layer in ranker.classifier.model.layers[:num_layers]:
-        layer.requires_grad_(False)
 
 
 def shard(ranker: Ranker, config: TrainConfig) -> Ranker:
@@ -216,7 +233,7 @@ def _train_worker(payload: Mapping[str, FitJob]) -> None:
     device = torch.device("cuda", torch.cuda.current_device()) if config.gpus_per_worker else torch.device("cpu")
     torch.manual_seed(config.seed)
     ranker, tokenizer = load_ranker(job.initial)
-    freeze_lowest(ranker, config.num_frozen_layers)
+    freeze_embeddings(ranker, config)
     ranker = shard(ranker.to(device), config).train()
     optimizer = make_optimizer(ranker, config)
     start = _restore(ranker, optimizer)
@@ -269,9 +286,7 @@ def _restore(ranker: Ranker, optimizer: torch.optim.Optimizer) -> int:
     with checkpoint.as_directory() as directory:
         state = _state(ranker, optimizer)
         dcp.load(state, checkpoint_id=directory)
-        set_state_dict(
-            ranker, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"]
-        )
+        set_state_dict(ranker, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
         return int(json.loads((Path(directory) / "step.json").read_text())["step"])
 
 
@@ -290,7 +305,11 @@ def _export(ranker: Ranker, tokenizer: Any, target: Path, rank: int) -> None:
 
     full = get_model_state_dict(ranker, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     if rank == 0:
-        weights = {name.removeprefix("classifier."): value.to(torch.bfloat16) for name, value in full.items()}
+        weights = {
+            name.removeprefix("classifier."): value.to(torch.bfloat16)
+            for name, value in full.items()
+            if isinstance(value, torch.Tensor)
+        }
         partial = target.with_name(f".{target.name}.partial")
         shutil.rmtree(partial, ignore_errors=True)
         ranker.classifier.config.dtype = torch.bfloat16
@@ -320,4 +339,3 @@ def _truncate_losses(out: Path, num_steps: int) -> None:
 def _read_losses(out: Path) -> list[dict[str, float]]:
     file = out / _LOSSES
     return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
-

@@ -109,7 +109,7 @@ def init_ranker(config: BackboneConfig, backbone: str, heads: Sequence[Head]) ->
     """A ranker whose grade heads are the language model's own rows for the digits 0 to 4, and its tokenizer.
 
     So the untrained teacher grades as the zero-shot model would. Action heads start at zero: probability one half.
-    With `config.num_layers` the evenly spaced layers (first and last among them) are kept.
+    With `config.num_layers` only the lowest layers are kept.
     """
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -125,7 +125,7 @@ def init_ranker(config: BackboneConfig, backbone: str, heads: Sequence[Head]) ->
             if head.kind == "grade":
                 classifier.score.weight[rows] = rows_VH[digits]
     ranker = Ranker(classifier, heads, config)
-    return (keep_layers(ranker, config.num_layers) if config.num_layers else ranker), tokenizer
+    return (lowest_layers(ranker, config.num_layers) if config.num_layers else ranker), tokenizer
 
 
 def load_ranker(directory: Path, *, dtype: torch.dtype = torch.float32) -> tuple[Ranker, Any]:
@@ -134,10 +134,16 @@ def load_ranker(directory: Path, *, dtype: torch.dtype = torch.float32) -> tuple
 
     if not (directory / "config.json").is_file():
         raise InputError(f"{directory}: no config.json; not a model directory. Point at a bundle or a stage's model/.")
-    classifier = AutoModelForSequenceClassification.from_pretrained(directory, dtype=dtype)
+    classifier, found = AutoModelForSequenceClassification.from_pretrained(
+        directory, dtype=dtype, output_loading_info=True
+    )
     named = getattr(classifier.config, "preceptor_heads", None)
     if named is None:
         raise InputError(f"{directory}/config.json: no preceptor_heads; this classifier was not made by Preceptor.")
+    if found["missing_keys"]:
+        # transformers would fill them with random numbers.
+        lacking = ", ".join(sorted(found["missing_keys"])[:3])
+        raise InputError(f"{directory}: its weights lack {lacking}. The model is damaged; make it again.")
     limits = BackboneConfig(
         source=str(directory),
         max_prefix_tokens=classifier.config.preceptor_max_prefix_tokens,
@@ -148,7 +154,7 @@ def load_ranker(directory: Path, *, dtype: torch.dtype = torch.float32) -> tuple
 
 
 def with_heads(ranker: Ranker, heads: Sequence[Head], tokenizer: Any) -> Ranker:
-    """A ranker with the same backbone and new heads: rows of heads it already has are kept, the others start at zero."""
+    """A ranker with the same backbone and new heads: rows of heads it has already are kept, others start at zero."""
     classifier = _classifier(ranker.classifier.config, heads, tokenizer, ranker.limits)
     classifier.model.load_state_dict(ranker.classifier.model.state_dict())
     before, after = head_slices(ranker.heads), head_slices(heads)
@@ -160,18 +166,26 @@ def with_heads(ranker: Ranker, heads: Sequence[Head], tokenizer: Any) -> Ranker:
     return Ranker(classifier, heads, ranker.limits)
 
 
-def keep_layers(ranker: Ranker, num_layers: int) -> Ranker:
-    """The same ranker with `num_layers` evenly spaced layers, first and last among them."""
-    layers = ranker.classifier.model.layers
-    if num_layers >= len(layers):
-        return ranker
-    kept = [round(index * (len(layers) - 1) / max(num_layers - 1, 1)) for index in range(num_layers)]
-    ranker.classifier.model.layers = nn.ModuleList(layers[index] for index in kept)
-    for index, layer in enumerate(ranker.classifier.model.layers):
+def lowest_layers(ranker: Ranker, num_layers: int) -> Ranker:
+    """The same ranker with only its `num_layers` lowest layers: a smaller backbone to start from."""
+    return _with_layers(ranker, list(range(min(num_layers, len(ranker.classifier.model.layers)))))
+
+
+def spaced_layers(ranker: Ranker, num_layers: int) -> Ranker:
+    """The same ranker with `num_layers` evenly spaced layers, first and last among them: a student's warm start."""
+    total = len(ranker.classifier.model.layers)
+    wanted = min(num_layers, total)
+    return _with_layers(ranker, [round(index * (total - 1) / max(wanted - 1, 1)) for index in range(wanted)])
+
+
+def _with_layers(ranker: Ranker, kept: list[int]) -> Ranker:
+    model, config = ranker.classifier.model, ranker.classifier.config
+    model.layers = nn.ModuleList(model.layers[index] for index in kept)
+    for index, layer in enumerate(model.layers):
         layer.self_attn.layer_idx = index
-    ranker.classifier.config.num_hidden_layers = num_layers
-    if getattr(ranker.classifier.config, "layer_types", None):
-        ranker.classifier.config.layer_types = [ranker.classifier.config.layer_types[index] for index in kept]
+    config.num_hidden_layers = len(kept)
+    if getattr(config, "layer_types", None):
+        config.layer_types = [config.layer_types[index] for index in kept]
     return ranker
 
 
@@ -179,9 +193,7 @@ def _classifier(config: Any, heads: Sequence[Head], tokenizer: Any, limits: Back
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
     fresh = AutoConfig.for_model(**{**config.to_dict(), "architectures": None})
-    labels = [
-        f"{head.name}/{row}" if head.kind == "grade" else head.name for head in heads for row in range(head.size)
-    ]
+    labels = [f"{head.name}/{row}" if head.kind == "grade" else head.name for head in heads for row in range(head.size)]
     fresh.id2label = dict(enumerate(labels))
     fresh.label2id = {label: index for index, label in fresh.id2label.items()}
     fresh.pad_token_id = tokenizer.pad_token_id

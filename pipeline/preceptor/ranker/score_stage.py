@@ -7,11 +7,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from preceptor.contracts import (
+    COUNTS,
     GOLDEN,
     IMPRESSIONS,
     PAIRS,
@@ -23,11 +25,8 @@ from preceptor.contracts import (
     write_table,
 )
 from preceptor.errors import InputError, StageFailed
-from preceptor.recipe import ScoringConfig
+from preceptor.recipe import PairSet, ScoringConfig
 from preceptor.record import Record, begin
-
-PairSet = Literal["pool", "golden holdout", "shown holdout"]
-"""pool: the unlabelled pairs of split train. golden holdout, shown holdout: what the gate measures on."""
 
 REQUESTS_PER_BLOCK: Final = 64
 """A killed run computes at most the blocks in flight again; one part file is one block."""
@@ -85,20 +84,22 @@ def block_up(pairs: Iterable[dict[str, str]]) -> Iterator[list[dict[str, str]]]:
 
 
 def _rows_of(corpus: Record, name: PairSet) -> Iterator[dict[str, str]]:
-    if name == "golden holdout":
-        yield from (row for row in read_table(corpus.path / "golden", GOLDEN).to_pylist() if row["split"] == "holdout")
+    if name in ("golden calibration", "golden holdout"):
+        split = name.removeprefix("golden ")
+        yield from (row for row in read_table(corpus.path / "golden", GOLDEN).to_pylist() if row["split"] == split)
         return
-    shown: set[str] = set()
-    if name == "shown holdout":
-        shown = {
-            row["pair_id"]
-            for row in read_table(corpus.path / "impressions", IMPRESSIONS).select(["pair_id", "split"]).to_pylist()
-            if row["split"] == "holdout"
-        }
+    shown = _shown_holdout(corpus) if name == "shown holdout" else frozenset()
     for table in iter_tables(corpus.path / "pairs", PAIRS):
         for row in table.to_pylist():
             if row["split"] == "train" if name == "pool" else row["pair_id"] in shown:
                 yield row
+
+
+def _shown_holdout(corpus: Record) -> frozenset[str]:
+    """The pairs that holdout impressions show, or holdout counts where the source knows no more."""
+    counts = corpus.path / "counts"
+    exposed = read_table(counts, COUNTS) if counts.is_dir() else read_table(corpus.path / "impressions", IMPRESSIONS)
+    return frozenset(exposed.filter(pc.equal(exposed["split"], "holdout"))["pair_id"].to_pylist())
 
 
 class _Scorer:

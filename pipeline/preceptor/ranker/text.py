@@ -1,6 +1,6 @@
 """What a ranker reads: the text of a pair, split where a request's documents part from what they share.
 
-A pair reads ``Query: ...\\nMember: ...`` (the prefix, one per request) and ``\\nPosting: ...\\nGrade: `` (one per document).
+A pair reads ``Query: ...\\nMember: ...`` (the prefix, one per request) and ``\\nPosting: ...\\nGrade: `` (its own).
 The document part begins with a line break, which the tokenizers of the Llama and Qwen families never merge with the
 text before it, so that tokenising the parts alone equals tokenising the whole; a test holds this. It ends where a
 language model would write the grade.

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from preceptor.contracts import (
+    COUNTS,
     GOLDEN,
     IMPRESSIONS,
     PAIRS,
@@ -25,7 +26,7 @@ from preceptor.contracts import (
 from preceptor.errors import InputError, located
 from preceptor.recipe import HeadlinesConfig
 from preceptor.record import Record, begin
-from preceptor.sources.tables import COUNTS, read_source
+from preceptor.sources.tables import config_of_content, read_source
 
 SLICE: Final = "headline"
 CALIBRATION_SHARE: Final = 0.1
@@ -50,10 +51,10 @@ def headlines(config: HeadlinesConfig, *, out: Path) -> Record:
     ``golden`` and ``impressions`` are there and empty: nobody graded headlines, and exposure is known as counts only.
     Raises InputError where the file is missing or wrong.
     """
-    run = begin("headlines", config, out=out)
+    file = config.data / "headline_tests.parquet"
+    run = begin("headlines", config_of_content(config, [file]), out=out)
     if run.record is not None:
         return run.record
-    file = config.data / "headline_tests.parquet"
     rows = read_source(
         file,
         {"test_id": "text", "headline": "text", "impressions": "integer", "clicks": "integer", "split": "text"},

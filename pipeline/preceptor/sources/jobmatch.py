@@ -23,10 +23,19 @@ from preceptor.contracts import GOLDEN, IMPRESSIONS, OVERALL, PAIRS, REJECTS, ma
 from preceptor.policy import load_policy
 from preceptor.recipe import JobmatchConfig
 from preceptor.record import Record, begin
-from preceptor.sources.occupations import Posting, Query, build_queries, read_occupations, read_postings
+from preceptor.sources.occupations import (
+    CROSSWALK_FILE,
+    OCCUPATIONS_FILE,
+    POSTINGS_FILE,
+    Posting,
+    Query,
+    build_queries,
+    read_occupations,
+    read_postings,
+)
 from preceptor.sources.retrieval import Encoder, embed
 from preceptor.sources.simulated_clicks import Shown, simulate
-from preceptor.sources.tables import CANDIDATES, DOCUMENTS, JUDGEMENTS, QUERIES
+from preceptor.sources.tables import CANDIDATES, DOCUMENTS, JUDGEMENTS, QUERIES, config_of_content
 
 GRADER_ID: Final = "esco-onet-crosswalk"
 WEAK_GRADER_ID: Final = "esco-onet-crosswalk/alternate-title"
@@ -57,7 +66,8 @@ def jobmatch(config: JobmatchConfig, *, policy: Path, out: Path, encode: Encoder
     embeddings, [num_texts, num_dimensions]. Raises InputError where a file of `config.data` is missing or wrong.
     """
     policy_version = load_policy(policy).version
-    run = begin("jobmatch", config, out=out, policy_version=policy_version)
+    files = [config.data / name for name in (POSTINGS_FILE, OCCUPATIONS_FILE, CROSSWALK_FILE)]
+    run = begin("jobmatch", config_of_content(config, files), out=out, policy_version=policy_version)
     if run.record is not None:
         return run.record
     postings = read_postings(config.data)

@@ -12,6 +12,10 @@ from preceptor.contracts import NUM_GRADES, SPLITS, content_id
 from preceptor.errors import InputError, located
 from preceptor.sources.tables import Kind, read_source
 
+POSTINGS_FILE: Final = "esco_occupations.parquet"
+OCCUPATIONS_FILE: Final = "onet_occupations.parquet"
+CROSSWALK_FILE: Final = "crosswalk.parquet"
+
 SLICES: Final = ("title_description", "reported_title", "alternate_title")
 
 CALIBRATION_SHARE: Final = 0.1
@@ -96,7 +100,7 @@ def occupation_profile(description: str, job_zone: int | None) -> str:
 def read_postings(data: Path) -> tuple[Posting, ...]:
     """Every ESCO occupation of the folder `data` as a posting, in file order."""
     rows = read_source(
-        data / "esco_occupations.parquet",
+        data / POSTINGS_FILE,
         {"uri": "text", "title": "text", "description": "text", "alt_titles": "list of text"},
     )
     return tuple(
@@ -115,7 +119,7 @@ def read_occupations(data: Path, postings: Sequence[Posting]) -> tuple[Occupatio
     The file's dev occupations become holdout; train occupations become train or calibration. Raises InputError where
     the crosswalk names an unknown occupation, posting, grade or split, or puts one occupation in two splits.
     """
-    file = data / "onet_occupations.parquet"
+    file = data / OCCUPATIONS_FILE
     rows = read_source(
         file,
         {
@@ -134,7 +138,7 @@ def read_occupations(data: Path, postings: Sequence[Posting]) -> tuple[Occupatio
                 located(f"a job zone is 1 to 5 or null, got {row['job_zone']}. Mend it.", file=file, column="job_zone")
             )
     known = {row["soc"] for row in rows}
-    grades, file_splits = _read_crosswalk(data / "crosswalk.parquet", known, {posting.key for posting in postings})
+    grades, file_splits = _read_crosswalk(data / CROSSWALK_FILE, known, {posting.key for posting in postings})
     splits = split_occupations(file_splits)
     return tuple(
         Occupation(

@@ -11,7 +11,7 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from preceptor.contracts import PAIRS, conform, make_pair, open_parquet, parquet_files, rows_to_table
+from preceptor.contracts import PAIRS, conform, make_pair, parquet_files, read_parquet, rows_to_table
 from preceptor.errors import InputError, located
 
 USER_SLICE: Final = "user"
@@ -35,7 +35,7 @@ def read_pairs(path: Path) -> pa.Table:
     if path.is_dir() and (path / "state.json").is_file():
         return _from_arrow(_read_dataset(path), path)
     if path.is_dir() or path.suffix == ".parquet":
-        tables = [_from_arrow(open_parquet(file).read(), file) for file in parquet_files(path)]
+        tables = [_from_arrow(read_parquet(file), file) for file in parquet_files(path)]
         return pa.concat_tables(tables)
     if not path.exists():
         raise InputError(f"{path}: no such file. Check the path.")

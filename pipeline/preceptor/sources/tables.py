@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import hashlib
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import pyarrow as pa
 
-from preceptor.contracts import open_parquet
+from preceptor.contracts import read_parquet
 from preceptor.errors import InputError, located
+from preceptor.recipe import HeadlinesConfig, JobmatchConfig
+from preceptor.record import to_jsonable
 
 
 def _schema(name: str, about: str, *fields: tuple[str, pa.DataType, str]) -> pa.Schema:
@@ -57,13 +60,27 @@ JUDGEMENTS: Final = _schema(
     ("grade", pa.int8(), "1 to 3; a posting not listed counts as 0, which is an assumption"),
 )
 
-COUNTS: Final = _schema(
-    "COUNTS",
-    "How often a headline was shown in its test, and clicked.",
-    ("pair_id", pa.string(), "the pair"),
-    ("num_shown", pa.int64(), "impressions, above 0"),
-    ("num_clicks", pa.int64(), "clicks, at most num_shown"),
-    ("split", pa.string(), "of the test"),
+RANKINGS: Final = _schema(
+    "RANKINGS",
+    "NDCG@10 of one system on one slice of the holdout queries.",
+    ("slice", pa.string(), "title_description or reported_title"),
+    ("system", pa.string(), "tfidf, minilm, relevance_teacher or student, the last two also '+ similarity'"),
+    ("ndcg", pa.float64(), "mean over the queries"),
+    ("low", pa.float64(), "lower end of the 95 % bootstrap interval over occupations"),
+    ("high", pa.float64(), "upper end"),
+    ("num_queries", pa.int32(), "holdout queries of the slice"),
+    ("similarity_weight", pa.float32(), "share of the retrieval similarity mixed in; 0 where none is"),
+)
+
+HEADLINE_AUCS: Final = _schema(
+    "HEADLINE_AUCS",
+    "Impression-weighted AUC of one system on the holdout headlines.",
+    ("system", pa.string(), "engagement_teacher, tfidf_logistic or own_rate (an optimistic ceiling)"),
+    ("scope", pa.string(), "all: any click against any impression without; within_tests: of the same test only"),
+    ("auc", pa.float64(), "0.5 is chance"),
+    ("low", pa.float64(), "lower end of the 95 % bootstrap interval over tests"),
+    ("high", pa.float64(), "upper end"),
+    ("num_tests", pa.int32(), "holdout tests it was measured on; within_tests leaves out those of one headline"),
 )
 
 Kind = Literal["text", "list of text", "integer"]
@@ -90,7 +107,7 @@ def read_source(file: Path, columns: Mapping[str, Kind], *, nullable: tuple[str,
     Raises InputError naming the file and the column that is missing, of another kind, or null where it is not in
     `nullable`.
     """
-    table = open_parquet(file).read()
+    table = read_parquet(file)
     for name, kind in columns.items():
         if name not in table.column_names:
             raise InputError(
@@ -116,3 +133,21 @@ def read_source(file: Path, columns: Mapping[str, Kind], *, nullable: tuple[str,
                 )
             )
     return table.select(list(columns)).to_pylist()
+
+
+def config_of_content(config: JobmatchConfig | HeadlinesConfig, files: Iterable[Path]) -> dict[str, Any]:
+    """`config` for a record, with 16 hex digits of each file's content where its folder was.
+
+    So moved data is the same work and changed data is not. Raises InputError where a file cannot be read.
+    """
+    return {**to_jsonable(config), "data": {file.name: _digest(file) for file in files}}
+
+
+def _digest(file: Path) -> str:
+    try:
+        with file.open("rb") as source:
+            return hashlib.file_digest(source, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
+    except FileNotFoundError as error:
+        raise InputError(f"{file}: no such file. Check the path given as --data.") from error
+    except OSError as error:
+        raise InputError(f"{file}: not readable ({error.strerror}). Check what --data points at.") from error

@@ -21,7 +21,7 @@ from preceptor.contracts import (
 )
 from preceptor.errors import InputError
 from preceptor.recipe import DistillConfig
-from preceptor.record import Record, begin
+from preceptor.record import Record, StageRun, begin
 
 
 def distill(
@@ -88,16 +88,16 @@ def _softmax(logits: list[float]) -> list[float]:
 
 
 def _train(
-    run: Any, config: DistillConfig, *, relevance: Record, actions: list[str], num_pairs: int, storage: str | None
+    run: StageRun, config: DistillConfig, *, relevance: Record, actions: list[str], num_pairs: int, storage: str | None
 ) -> Record:
     from preceptor.ranker.fit import FitJob, fit
     from preceptor.ranker.losses import Objective
-    from preceptor.ranker.model import action_heads, grade_heads, keep_layers, load_ranker, with_heads
+    from preceptor.ranker.model import action_heads, grade_heads, load_ranker, spaced_layers, with_heads
 
     teacher, tokenizer = load_ranker(relevance.path / "model")
     student = with_heads(teacher, (*grade_heads([OVERALL]), *action_heads(actions)), tokenizer)
     num_teacher = _backbone_parameters(student)
-    student = keep_layers(student, config.num_layers)
+    student = spaced_layers(student, config.num_layers)
     num_student = _backbone_parameters(student)
     initial = run.out / "initial"
     student.save(initial, tokenizer)

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 from preceptor.contracts import (
     ACTIONS,
+    COUNTS,
     EXAMPLES,
     IMPRESSIONS,
     PAIRS,
@@ -24,9 +25,7 @@ MIN_PROPENSITY: Final = 0.05
 """Rarely examined positions count at least this much, so that one click there cannot dominate."""
 
 
-def engagement_teacher(
-    config: TeacherConfig, *, corpus: Record, storage: str | None = None, out: Path
-) -> Record:
+def engagement_teacher(config: TeacherConfig, *, corpus: Record, storage: str | None = None, out: Path) -> Record:
     """The record of the teacher in ``model/`` with one action head for each action that was ever taken."""
     run = begin("engagement_teacher", config, out=out, inputs={"corpus": corpus})
     if run.record is not None:
@@ -54,8 +53,6 @@ def exposures(corpus: Record) -> Iterator[Mapping[str, Any]]:
     """
     counts = corpus.path / "counts"
     if counts.is_dir():
-        from preceptor.sources.headlines import COUNTS
-
         for row in read_table(counts, COUNTS).to_pylist():
             shown = float(row["num_shown"])
             yield {**row, "shown": shown, "examined": shown, "click": float(row["num_clicks"]), "apply": None}

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import pyarrow as pa
 
-from preceptor.contracts import EXAMPLES, GOLDEN, LABELS, NUM_GRADES, OVERALL, PAIRS, read_table, rows_to_table, write_table
+from preceptor.contracts import (
+    EXAMPLES,
+    GOLDEN,
+    LABELS,
+    NUM_GRADES,
+    OVERALL,
+    PAIRS,
+    read_table,
+    rows_to_table,
+    write_table,
+)
 from preceptor.errors import InputError
 from preceptor.policy import load_policy
 from preceptor.recipe import TeacherConfig

@@ -1,0 +1,157 @@
+"""The training loop on real workers: two lose what one loses, and a killed one changes no byte of the model."""
+
+from __future__ import annotations
+
+import random
+import threading
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import psutil
+import pytest
+
+from preceptor.contracts import EXAMPLES, NUM_GRADES, OVERALL, PAIRS, make_pair, rows_to_table, write_table
+from preceptor.ranker.backbones import resolve_backbone
+from preceptor.ranker.fit import MICRO_BATCH_TOKENS, FitJob, FitResult, fit
+from preceptor.ranker.losses import Objective
+from preceptor.ranker.model import action_heads, grade_heads, init_ranker
+from preceptor.recipe import BackboneConfig, TrainConfig
+
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("local_ray")]
+
+NUM_STEPS = 20
+CHECKPOINT_EVERY = 5
+NUM_LONG = 4
+CONFIG = TrainConfig(
+    num_steps=NUM_STEPS,
+    groups_per_step=4,
+    documents_per_group=4,
+    learning_rate=1e-3,
+    head_learning_rate=1e-2,
+    warmup_steps=2,
+    precision="float32",
+    checkpoint_every=CHECKPOINT_EVERY,
+    max_failures=1,
+)
+
+
+@pytest.fixture(autouse=True)
+def prompt_controller(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray Train notes checkpoints and deaths when it looks, by default every 2 s: longer than these runs train."""
+    monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> FitJob:
+    """Twelve made-up requests with grades and clicks, and a tiny random ranker to start from.
+
+    NUM_LONG of them are so long that two do not fit into one micro-batch: some steps have workers with one micro-batch
+    beside workers with two.
+    """
+    folder = tmp_path_factory.mktemp("fit")
+    backbone = BackboneConfig(source="random-tiny", max_prefix_tokens=16, max_document_tokens=300)
+    heads = (*grade_heads([OVERALL]), *action_heads(["click"]))
+    ranker, tokenizer = init_ranker(backbone, resolve_backbone(backbone.source), heads)
+    ranker.save(folder / "initial", tokenizer)
+
+    draw = random.Random(2)
+    pairs = []
+    for query in range(12):
+        num_documents, num_words = (4, 400) if query < NUM_LONG else (draw.randint(1, 5), 5)
+        for number in range(num_documents):
+            document = f"posting {query} {number} " + "word " * num_words
+            pairs.append(make_pair(f"query {query}", "", document, slice="s"))
+    assert 2 * 4 * 300 > MICRO_BATCH_TOKENS > 4 * 300 + 200
+    examples = []
+    for pair in pairs:
+        grade = draw.randrange(NUM_GRADES)
+        target = [float(grade == other) for other in range(NUM_GRADES)]
+        examples.append({"pair_id": pair["pair_id"], "head": OVERALL, "target": target, "weight": 1.0})
+        if draw.random() < 0.5:
+            rate = [draw.random()]
+            examples.append({"pair_id": pair["pair_id"], "head": "click", "target": rate, "weight": draw.uniform(1, 5)})
+    write_table(rows_to_table(pairs, PAIRS), folder / "pairs" / "0.parquet", PAIRS)
+    write_table(rows_to_table(examples, EXAMPLES), folder / "examples" / "0.parquet", EXAMPLES)
+    return FitJob(
+        initial=folder / "initial",
+        pairs=folder / "pairs",
+        examples=folder / "examples",
+        out=folder / "out",
+        config=CONFIG,
+        objective=Objective(grade=0.6, action=0.4, listwise=0.3),
+    )
+
+
+@pytest.fixture(scope="module")
+def undisturbed(job: FitJob, tmp_path_factory: pytest.TempPathFactory) -> FitResult:
+    """The run on two workers that nothing happens to."""
+    return fit(replace(job, out=tmp_path_factory.mktemp("undisturbed")), name="undisturbed")
+
+
+def curve(result: FitResult, term: str) -> list[float]:
+    return [row[term] for row in result.losses]
+
+
+def model_bytes(result: FitResult) -> dict[str, bytes]:
+    return {file.name: file.read_bytes() for file in sorted(result.model.iterdir())}
+
+
+def test_two_workers_lose_what_one_loses(job: FitJob, undisturbed: FitResult, tmp_path: Path) -> None:
+    alone = fit(replace(job, out=tmp_path, config=replace(CONFIG, num_workers=1)), name="alone")
+    assert curve(alone, "step") == list(range(1, NUM_STEPS + 1))
+    for term in ("loss", "grade", "action", "listwise", "pairs"):
+        assert curve(undisturbed, term) == pytest.approx(curve(alone, term), abs=1e-4), term
+    first, last = curve(alone, "loss")[:4], curve(alone, "loss")[-4:]
+    assert sum(last) < 0.9 * sum(first), "nothing was learnt, so equal curves would say little"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Killer:
+    """Kills one training worker of the run in `out` once a checkpoint is safe, and watches where the run goes on."""
+
+    out: Path
+    killed: list[int] = field(default_factory=list)
+    rows_seen_after: set[int] = field(default_factory=set)
+    stop: threading.Event = field(default_factory=threading.Event)
+
+    def watch(self) -> None:
+        losses = self.out / "losses.jsonl"
+        while not self.stop.wait(0.005):
+            num_rows = losses.read_text().count("\n") if losses.is_file() else 0
+            if self.killed:
+                self.rows_seen_after.add(num_rows)
+            # Ray Train restarts from the checkpoints that this file of its own names.
+            elif any(self.out.glob("train/*/checkpoint_manager_snapshot.json")) and num_rows % CHECKPOINT_EVERY:
+                worker = train_workers()[-1]
+                worker.kill()
+                self.killed.append(worker.pid)
+
+
+def train_workers() -> list[psutil.Process]:
+    found = []
+    for child in psutil.Process().children(recursive=True):
+        # Ray's other processes come and go while they are listed.
+        with suppress(psutil.NoSuchProcess):
+            if any("TrainWorker" in part for part in child.cmdline()):
+                found.append(child)
+    return found
+
+
+def test_a_killed_worker_costs_the_steps_since_the_last_checkpoint_and_changes_no_byte(
+    job: FitJob, undisturbed: FitResult, tmp_path: Path
+) -> None:
+    killer = Killer(out=tmp_path)
+    thread = threading.Thread(target=killer.watch)
+    thread.start()
+    try:
+        result = fit(replace(job, out=tmp_path), name="killed")
+    finally:
+        killer.stop.set()
+        thread.join()
+    assert len(killer.killed) == 1 and not psutil.pid_exists(killer.killed[0])
+    # A file just cut has no row for a moment; a run that began again would show 1, 2, 3, ...
+    assert killer.rows_seen_after and not killer.rows_seen_after & set(range(1, CHECKPOINT_EVERY))
+    assert result.losses == undisturbed.losses
+    assert model_bytes(result) == model_bytes(undisturbed)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["losses.jsonl", "model"]
