@@ -14,7 +14,7 @@ from typing import Final, Literal
 from preceptor.contracts import parquet_files
 from preceptor.errors import InputError, RecipeError
 from preceptor.recipe import (
-    BackboneConfig,
+    DistillConfig,
     HeadlinesConfig,
     JobmatchConfig,
     MarketConfig,
@@ -51,11 +51,14 @@ def make_plan(recipe: Recipe) -> tuple[Step, ...]:
     if recipe.engagement is not None:
         steps += _engagement(recipe, recipe.engagement)
     if recipe.distill is not None:
-        steps += _student(recipe)
+        steps += _student(recipe, recipe.distill)
+    # Reports come before the gate, so that a student that misses it is reported as well.
     if isinstance(recipe.source, JobmatchConfig):
-        steps.append(_rerank(recipe))
+        steps.append(_rerank())
     if isinstance(recipe.source, HeadlinesConfig):
-        steps.append(_within_tests(recipe))
+        steps.append(_within_tests())
+    if recipe.distill is not None:
+        steps += _release(recipe, recipe.distill)
     return tuple(steps)
 
 
@@ -243,9 +246,8 @@ def _engagement(recipe: Recipe, teacher: TeacherConfig) -> list[Step]:
     ]
 
 
-def _student(recipe: Recipe) -> list[Step]:
-    config = recipe.distill
-    assert config is not None
+def _student(recipe: Recipe, config: DistillConfig) -> list[Step]:
+    assert recipe.relevance is not None
 
     def train(records: Records, out: Path) -> Record:
         from preceptor.student.distill import distill
@@ -260,6 +262,19 @@ def _student(recipe: Recipe) -> list[Step]:
             out=out,
         )
 
+    student = replace(recipe.relevance, train=config.train, scoring=config.scoring)
+    return [
+        Step(
+            name="distill",
+            needs=("corpus", "relevance_teacher", "label", "relevance_scores", "engagement_scores"),
+            rows=_training_rows(student),
+            run=train,
+        ),
+        _score("student_scores", "distill", student, STUDENT_SETS),
+    ]
+
+
+def _release(recipe: Recipe, config: DistillConfig) -> list[Step]:
     def gate(records: Records, out: Path) -> Record:
         from preceptor.evaluation.gate import gate
 
@@ -275,19 +290,12 @@ def _student(recipe: Recipe) -> list[Step]:
     def export(records: Records, out: Path) -> Record:
         from preceptor.export import ExportConfig, export
 
-        backbone = _backbone(recipe).source
-        wanted = ExportConfig(backbone=backbone, blend=config.blend, check_vllm=recipe.check_vllm)
+        assert recipe.relevance is not None
+        source = recipe.relevance.backbone.source
+        wanted = ExportConfig(backbone=source, blend=config.blend, check_vllm=recipe.check_vllm)
         return export(wanted, student=records["distill"], gate=records["gate"], out=out)
 
-    student = TeacherConfig(backbone=_backbone(recipe), train=config.train, scoring=config.scoring)
     return [
-        Step(
-            name="distill",
-            needs=("corpus", "relevance_teacher", "label", "relevance_scores", "engagement_scores"),
-            rows=_training_rows(student),
-            run=train,
-        ),
-        _score("student_scores", "distill", student, STUDENT_SETS),
         Step(
             name="gate",
             needs=("corpus", "relevance_scores", "engagement_scores", "student_scores"),
@@ -308,7 +316,7 @@ def _score(name: str, model: str, teacher: TeacherConfig, sets: tuple[PairSet, .
     return Step(name=name, needs=("corpus", model), rows=" and ".join(sets), run=run)
 
 
-def _rerank(recipe: Recipe) -> Step:
+def _rerank() -> Step:
     def run(records: Records, out: Path) -> Record:
         from preceptor.sources.rerank_report import rerank_report
 
@@ -324,7 +332,7 @@ def _rerank(recipe: Recipe) -> Step:
     )
 
 
-def _within_tests(recipe: Recipe) -> Step:
+def _within_tests() -> Step:
     def run(records: Records, out: Path) -> Record:
         from preceptor.sources.headline_report import headline_report
 
@@ -337,8 +345,3 @@ def _training_rows(teacher: TeacherConfig) -> str:
     train = teacher.train
     num_pairs = train.num_steps * train.groups_per_step * train.documents_per_group
     return f"{train.num_steps:,} steps, at most {num_pairs:,} pairs, {train.num_workers} workers"
-
-
-def _backbone(recipe: Recipe) -> BackboneConfig:
-    assert recipe.relevance is not None
-    return recipe.relevance.backbone

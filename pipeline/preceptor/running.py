@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from preceptor.contracts import GATE_REPORT, read_table
-from preceptor.errors import JudgeRefused, PreceptorError
+from preceptor.errors import DriftError, JudgeRefused, PreceptorError
 from preceptor.plan import Step, execute, make_plan, status
 from preceptor.recipe import HeadlinesConfig, JobmatchConfig, MarketConfig, Recipe
 from preceptor.record import Record, read_record
@@ -130,14 +130,27 @@ def dry_run(recipe: Recipe, steps: Sequence[Step], *, root: Path) -> str:
     """The plan in words: each step's inputs and rows, and whether it would be skipped, resumed or run."""
     lines = [f"recipe {recipe.name}, version {recipe.version}, root {root}"]
     width = max(len(step.name) for step in steps)
+    records: dict[str, Record] = {}
     for number, step in enumerate(steps, start=1):
-        now = {"done": "skip: finished", "resume": "resume", "run": "run"}[
-            status(step, root=root, version=recipe.version)
-        ]
         needs = ", ".join(step.needs) or "nothing"
-        lines.append(f"{number:>3}  {step.name:<{width}}  {now:<14}  {step.rows}; needs {needs}")
-    lines.append("nothing was run; a finished step whose config or input differs would stop the run with a DriftError")
+        expected = _expected(step, records, root=root, version=recipe.version)
+        lines.append(f"{number:>3}  {step.name:<{width}}  {expected:<14}  {step.rows}; needs {needs}")
+    lines.append("nothing was run")
     return "\n".join(lines)
+
+
+def _expected(step: Step, records: dict[str, Record], *, root: Path, version: str) -> str:
+    """What a run would do with the step. A finished stage does no work: it answers with its record or a DriftError."""
+    now = status(step, root=root, version=version)
+    if now != "done":
+        return now
+    try:
+        execute(step, records, root=root, version=version)
+    except DriftError as drift:
+        return f"drift: {drift}\n      "
+    except PreceptorError:
+        return "run"
+    return "skip: finished"
 
 
 def finished_records(recipe: Recipe, *, root: Path) -> dict[str, Record]:

@@ -44,6 +44,10 @@ def impossible():
 def strict():
     recipe = tiny()
     return replace(recipe, judge=replace(recipe.judge, floor=0.99))
+
+def few_pairs():
+    recipe = tiny()
+    return replace(recipe, judge=replace(recipe.judge, num_calibration_pairs=10))
 """
 
 
@@ -240,6 +244,7 @@ class Endpoint(ThreadingHTTPServer):
 
 class _Answering(BaseHTTPRequestHandler):
     server: Endpoint
+    protocol_version = "HTTP/1.1"
 
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
@@ -274,10 +279,10 @@ def endpoint() -> Iterator[Endpoint]:
     server.server_close()
 
 
-def test_an_openai_compatible_endpoint_is_the_judge(stages: Stages, endpoint: Endpoint) -> None:
+def test_an_openai_compatible_endpoint_is_the_judge(stages: Stages, recipes: Path, endpoint: Endpoint) -> None:
     root = stages("corpus")
     arguments = ["--judge", "openai", "--base-url", endpoint.url, "--judge-model", "grader-9b", "--only", "calibrate"]
-    assert main(["run", "tiny", "--root", str(root), *arguments]) == 0
+    assert main(["run", f"{recipes}:few_pairs", "--root", str(root), *arguments]) == 0
 
     record = record_of(root, "calibrate")
     assert record.metrics["judge_id"] == "openai:grader-9b"
@@ -293,11 +298,11 @@ def test_an_openai_compatible_endpoint_is_the_judge(stages: Stages, endpoint: En
     assert read_table(record.path / "rejects", REJECTS).num_rows == 0
 
 
-def test_an_endpoint_that_is_gone_is_one_line(stages: Stages, refused: Refused) -> None:
+def test_an_endpoint_that_is_gone_is_one_line(stages: Stages, recipes: Path, refused: Refused) -> None:
     root = stages("corpus")
     with ThreadingHTTPServer(("127.0.0.1", 0), BaseHTTPRequestHandler) as closed:
         url = f"http://127.0.0.1:{closed.server_port}/v1"
     arguments = ("--judge", "openai", "--base-url", url, "--only", "calibrate")
-    line = refused("run", "tiny", "--root", root, *arguments, exit_code=1)
+    line = refused("run", f"{recipes}:few_pairs", "--root", root, *arguments, exit_code=1)
     assert "RejectCeilingError" in line and "connection lost" in line
     assert not (root / "calibrate" / "v1" / "record.json").exists()

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -181,7 +181,7 @@ def _logits_of_blocks(
     collected: dict[str, list[dict[str, Any]]] = {name: [] for name in blocks}
     seen: dict[str, set[str]] = {name: set() for name in blocks}
     for batch in scored.iter_batches(batch_format="pyarrow", batch_size=None, prefetch_batches=0):
-        for row in batch.to_pylist():
+        for row in cast(pa.Table, batch).to_pylist():
             name = row.pop("block")
             collected[name].append(row)
             seen[name].add(row["pair_id"])
