@@ -208,19 +208,27 @@ class Blend:
 
 @dataclass(frozen=True, kw_only=True)
 class DistillConfig:
-    """The student: the teacher layers it keeps, and how it is taught."""
+    """The student and how it is taught.
 
-    num_layers: int
+    It starts from `num_layers` layers of the relevance teacher, or from a `backbone` of its own.
+    """
+
     mix: Mix
     blend: Blend
     train: TrainConfig
+    num_layers: int | None = None
+    backbone: BackboneConfig | None = None
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
     temperature: float = 1.0
     listwise: float = 0.5
 
     def __post_init__(self) -> None:
         _require(self.temperature > 0, f"temperature must be above 0, got {self.temperature}")
-        _require(self.num_layers > 0, f"num_layers must be above 0, got {self.num_layers}")
+        _require(
+            (self.num_layers is None) != (self.backbone is None),
+            "a student starts from num_layers of its teacher or from a backbone: give one of the two",
+        )
+        _require(self.num_layers is None or self.num_layers > 0, f"num_layers must be above 0, got {self.num_layers}")
 
 
 @dataclass(frozen=True, kw_only=True)

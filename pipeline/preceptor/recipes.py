@@ -218,7 +218,7 @@ def cluster() -> Recipe:
             backbone=BackboneConfig(source="Qwen/Qwen3-1.7B", **lengths), train=smaller, scoring=scoring
         ),
         distill=DistillConfig(
-            num_layers=14,
+            backbone=BackboneConfig(source="Qwen/Qwen3-0.6B", **lengths),
             mix=Mix(relevance=0.6, engagement=0.4),
             blend=Blend(relevance=0.7, click=0.2, apply=0.1),
             train=smaller,

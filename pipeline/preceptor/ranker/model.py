@@ -130,7 +130,7 @@ def init_ranker(config: BackboneConfig, backbone: str, heads: Sequence[Head]) ->
 
 def load_ranker(directory: Path, *, dtype: torch.dtype = torch.float32) -> tuple[Ranker, Any]:
     """The ranker saved in `directory` and its tokenizer; InputError where it is not one of ours."""
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoModelForSequenceClassification
 
     if not (directory / "config.json").is_file():
         raise InputError(f"{directory}: no config.json; not a model directory. Point at a bundle or a stage's model/.")
@@ -150,7 +150,14 @@ def load_ranker(directory: Path, *, dtype: torch.dtype = torch.float32) -> tuple
         max_document_tokens=classifier.config.preceptor_max_document_tokens,
     )
     ranker = Ranker(classifier.eval(), [Head(**head) for head in named], limits)
-    return ranker, AutoTokenizer.from_pretrained(directory)
+    return ranker, load_tokenizer(directory)
+
+
+def load_tokenizer(directory: Path) -> Any:
+    """The tokenizer saved beside a ranker."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(directory)
 
 
 def with_heads(ranker: Ranker, heads: Sequence[Head], tokenizer: Any) -> Ranker:

@@ -36,9 +36,10 @@ def distill(
 ) -> Record:
     """The record of the student in ``model/``: head 'overall' and one for each action, in fewer layers.
 
-    It starts from the layers of the relevance teacher that it keeps. Its loss is the graded KL to the relevance
-    teacher's distribution at `config.temperature` and the cross-entropy to the engagement teacher's probabilities,
-    mixed by `config.mix`. A pair with one teacher's scores alone is learnt from that one (the other head is masked).
+    It starts from evenly spaced layers of the relevance teacher, or from a backbone of its own. Its loss is the graded
+    KL to the relevance teacher's distribution at `config.temperature` and the cross-entropy to the engagement
+    teacher's probabilities, mixed by `config.mix`. A pair with one teacher's scores alone is learnt from that one (the
+    other head is masked).
     """
     inputs = {
         "corpus": corpus,
@@ -92,13 +93,12 @@ def _train(
 ) -> Record:
     from preceptor.ranker.fit import FitJob, fit
     from preceptor.ranker.losses import Objective
-    from preceptor.ranker.model import action_heads, grade_heads, load_ranker, spaced_layers, with_heads
+    from preceptor.ranker.model import action_heads, grade_heads, load_ranker
 
-    teacher, tokenizer = load_ranker(relevance.path / "model")
-    student = with_heads(teacher, (*grade_heads([OVERALL]), *action_heads(actions)), tokenizer)
-    num_teacher = _backbone_parameters(student)
-    student = spaced_layers(student, config.num_layers)
-    num_student = _backbone_parameters(student)
+    teacher, _ = load_ranker(relevance.path / "model")
+    num_teacher = _layer_parameters(teacher)
+    student, tokenizer = _start(config, teacher, relevance, (*grade_heads([OVERALL]), *action_heads(actions)))
+    num_student = _layer_parameters(student)
     initial = run.out / "initial"
     student.save(initial, tokenizer)
     del teacher, student
@@ -131,5 +131,17 @@ def _train(
     )
 
 
-def _backbone_parameters(ranker: Any) -> int:
+def _start(config: DistillConfig, teacher: Any, relevance: Record, heads: Any) -> tuple[Any, Any]:
+    """The student before its first step, and its tokenizer."""
+    from preceptor.ranker.backbones import resolve_backbone
+    from preceptor.ranker.model import init_ranker, load_tokenizer, spaced_layers, with_heads
+
+    if config.backbone is not None:
+        return init_ranker(config.backbone, resolve_backbone(config.backbone.source), heads)
+    assert config.num_layers is not None
+    tokenizer = load_tokenizer(relevance.path / "model")
+    return spaced_layers(with_heads(teacher, heads, tokenizer), config.num_layers), tokenizer
+
+
+def _layer_parameters(ranker: Any) -> int:
     return sum(weight.numel() for weight in ranker.classifier.model.layers.parameters())
