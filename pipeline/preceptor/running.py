@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -29,6 +29,8 @@ _QUIET: Final = {"VLLM_LOGGING_LEVEL": "ERROR", "HF_HUB_DISABLE_PROGRESS_BARS": 
 @contextmanager
 def ray_cluster() -> Iterator[None]:
     """A running Ray: the cluster of ``RAY_ADDRESS`` where it is set, otherwise a local one that ends with the body."""
+    # Ray's core reports, as errors, states that it recovers from by itself; set before it is loaded.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
 
     if ray.is_initialized():
@@ -80,11 +82,19 @@ def run_steps(recipe: Recipe, steps: Sequence[Step], *, root: Path) -> dict[str,
                 _run_all(recipe, steps, records, root)
         else:
             _run_all(recipe, steps, records, root)
-    finally:
-        finished = finished_records(recipe, root=root) | records
-        if finished:
-            report(recipe, finished, root=root)
+    except PreceptorError:
+        # What failed is what the user must read; a report that fails as well must not take its place.
+        with suppress(PreceptorError):
+            _report_finished(recipe, records, root)
+        raise
+    _report_finished(recipe, records, root)
     return records
+
+
+def _report_finished(recipe: Recipe, records: Mapping[str, Record], root: Path) -> None:
+    finished = finished_records(recipe, root=root) | dict(records)
+    if finished:
+        report(recipe, finished, root=root)
 
 
 def _run_all(recipe: Recipe, steps: Sequence[Step], records: dict[str, Record], root: Path) -> None:

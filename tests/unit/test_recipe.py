@@ -57,6 +57,8 @@ RECIPE = Recipe(
         (lambda: Blend(relevance=1.0, click=-1.0, apply=0.0), "0 or above"),
         (lambda: replace(DISTILL, temperature=0.0), "temperature"),
         (lambda: replace(DISTILL, num_layers=0), "num_layers"),
+        (lambda: replace(DISTILL, num_layers=None), "give one of the two"),
+        (lambda: replace(DISTILL, backbone=TEACHER.backbone), "give one of the two"),
         (lambda: replace(TRAIN, num_steps=0), "num_steps"),
         (lambda: replace(TRAIN, groups_per_step=5), "5 and 2"),
         (lambda: EngineConfig(num_replicas=0), "num_replicas"),
@@ -92,7 +94,7 @@ def test_a_recipe_cannot_be_changed_in_place() -> None:
         (Mix, {"relevance", "engagement"}),
         (Blend, {"relevance", "click", "apply"}),
         (GateConfig, {"thresholds"}),
-        (DistillConfig, {"mix", "blend", "num_layers"}),
+        (DistillConfig, {"mix", "blend"}),
     ],
 )
 def test_product_decisions_have_no_default(config: type, decisions: set[str]) -> None:

@@ -71,13 +71,25 @@ def score_examples(scores: Path, *, temperature: float) -> Iterator[dict[str, An
     """EXAMPLES rows from TEACHER_SCORES: 'overall' grades and actions as probabilities; dimensions are left out."""
     for table in iter_tables(scores, TEACHER_SCORES):
         for row in table.to_pylist():
+            if not all(map(math.isfinite, row["logits"])):
+                raise InputError(
+                    f"{scores}: head '{row['head']}' of pair {row['pair_id']} has logits {row['logits']}, not finite. "
+                    "The teacher diverged: lower its learning rate and train it again."
+                )
             if row["head"] == OVERALL:
                 target = _softmax([logit / temperature for logit in row["logits"]])
             elif len(row["logits"]) == 1:
-                target = [1.0 / (1.0 + math.exp(-row["logits"][0]))]
+                target = [_sigmoid(row["logits"][0])]
             else:
                 continue
             yield {"pair_id": row["pair_id"], "head": row["head"], "target": target, "weight": 1.0}
+
+
+def _sigmoid(logit: float) -> float:
+    if logit >= 0:
+        return 1.0 / (1.0 + math.exp(-logit))
+    power = math.exp(logit)
+    return power / (1.0 + power)
 
 
 def _softmax(logits: list[float]) -> list[float]:
