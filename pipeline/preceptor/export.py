@@ -115,8 +115,9 @@ A student ranker distilled by Preceptor from a relevance teacher and an engageme
 {described["policy_version"]}. Rows of its score matrix are named in config.json (`preceptor_heads`): five grade logits
 for `overall`, one logit for each action.
 
-Read a pair as `Query: ...`, `Member: ...`, `Posting: ...`, `Grade: ` on lines of their own. Use raw logits: softmax the
-five, sigmoid the others. It ranks by {described["blend"]} (expected grade / 4 and action probabilities).
+Read a pair as `Query: ...`, `Member: ...`, `Posting: ...`, `Grade: ` on lines of their own, the posting with its line
+break tokenised apart from what precedes it. Use raw logits: softmax the five, sigmoid the others. It ranks by
+{described["blend"]} (expected grade / 4 and action probabilities).
 
 Its weights derive from {_ORIGINS.get(described["backbone"], described["backbone"])}.
 Share of the teacher's layer parameters: {student.metrics.get("share_of_teacher", 0):.2f}. How it was trained:

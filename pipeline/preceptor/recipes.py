@@ -72,16 +72,16 @@ def demo() -> Recipe:
     """
     backbone = BackboneConfig(source="smollm2-135m", num_layers=6, max_prefix_tokens=96, max_document_tokens=96)
     relevance = TrainConfig(
-        num_steps=120,
+        num_steps=90,
         groups_per_step=2,
         learning_rate=5e-4,
         head_learning_rate=1e-3,
-        checkpoint_every=60,
+        checkpoint_every=45,
     )
     engine = EngineConfig(max_model_len=1536)
     return Recipe(
         name="demo",
-        source=MarketConfig(num_queries=120, documents_per_query=8, num_requests=1600, num_holdout_requests=400),
+        source=MarketConfig(num_queries=120, documents_per_query=8, num_requests=1200, num_holdout_requests=400),
         policy=POLICY_DIR,
         labeller="teacher",
         judge=JudgeConfig(
@@ -89,22 +89,22 @@ def demo() -> Recipe:
             model="smollm2-135m",
             floor=0.25,
             max_reject_share=0.05,
-            num_calibration_pairs=20,
+            num_calibration_pairs=10,
             engine=engine,
         ),
         relevance=TeacherConfig(backbone=backbone, train=relevance, listwise=2.0),
-        engagement=TeacherConfig(backbone=backbone, train=replace(relevance, num_steps=60)),
+        engagement=TeacherConfig(backbone=backbone, train=replace(relevance, num_steps=40)),
         distill=DistillConfig(
             num_layers=3,
             mix=Mix(relevance=0.6, engagement=0.4),
             blend=Blend(relevance=0.7, click=0.2, apply=0.1),
-            train=replace(relevance, num_steps=120),
+            train=replace(relevance, num_steps=90),
             listwise=2.0,
         ),
         gate=GateConfig(
             thresholds={
-                "relevance_teacher overall ndcg@10": 0.6,
-                "student overall retention ndcg@10": 0.85,
+                "relevance_teacher overall ndcg@10": 0.7,
+                "student overall retention ndcg@10": 0.8,
                 "student click retention auc": 0.85,
             },
             num_bootstrap=300,
@@ -114,7 +114,11 @@ def demo() -> Recipe:
 
 
 def jobmatch() -> Recipe:
-    """Real occupations and postings (O*NET, ESCO, their crosswalk); clicks simulated. Reranks MiniLM's candidates."""
+    """Real occupations and postings (O*NET, ESCO, their crosswalk); clicks simulated. Reranks MiniLM's candidates.
+
+    The floor asks only that the teacher agree with the crosswalk better than chance: 4 of 5 of the candidates it is
+    calibrated on are not listed there and count as grade 0. A product would ask for far more.
+    """
     backbone = BackboneConfig(source="smollm2-135m", num_layers=6, max_prefix_tokens=112, max_document_tokens=112)
     train = TrainConfig(
         num_steps=400,
@@ -130,7 +134,7 @@ def jobmatch() -> Recipe:
         recipe,
         name="jobmatch",
         source=JobmatchConfig(data=DATA, num_train_candidates=6, num_candidates=20),
-        judge=replace(recipe.judge, dimensions=(OVERALL,), floor=0.2),
+        judge=replace(recipe.judge, dimensions=(OVERALL,), floor=0.0),
         relevance=TeacherConfig(backbone=backbone, train=train, listwise=2.0),
         engagement=TeacherConfig(backbone=backbone, train=replace(train, num_steps=100)),
         distill=replace(
@@ -149,7 +153,7 @@ def headlines() -> Recipe:
     """Real clicks on headlines under randomised exposure: the engagement teacher alone."""
     backbone = BackboneConfig(source="smollm2-135m", num_layers=8, max_prefix_tokens=16, max_document_tokens=64)
     train = TrainConfig(
-        num_steps=400,
+        num_steps=250,
         groups_per_step=8,
         learning_rate=2e-4,
         head_learning_rate=1e-3,

@@ -66,6 +66,11 @@ class StageRun:
     resumed: bool
     record: Record | None
 
+    @property
+    def work_name(self) -> str:
+        """A name for this very work, for tools that resume by name; for ``dev``, which starts anew, one of its own."""
+        return f"{self.stage}-{self.fingerprint}" + (f"-{time.time_ns()}" if self.out.name == DEV else "")
+
     def finish(
         self,
         *,

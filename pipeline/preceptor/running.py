@@ -23,7 +23,11 @@ from preceptor.record import Record, read_record
 LOCAL_CPUS: Final = 8
 """Logical CPUs of a local cluster: fewer deadlock, because an engine and the stages around it hold one each."""
 
-_QUIET: Final = {"VLLM_LOGGING_LEVEL": "ERROR", "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TOKENIZERS_PARALLELISM": "false"}
+_WORKER_ENV: Final = {
+    "VLLM_LOGGING_LEVEL": "ERROR",
+    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+    "TOKENIZERS_PARALLELISM": "false",
+}
 
 
 @contextmanager
@@ -50,7 +54,7 @@ def ray_cluster() -> Iterator[None]:
         logging_level=logging.ERROR,
         object_store_memory=2**30,
         _temp_dir=folder,
-        runtime_env={"env_vars": {name: os.environ.get(name, value) for name, value in _QUIET.items()}},
+        runtime_env={"env_vars": {name: os.environ.get(name, value) for name, value in _WORKER_ENV.items()}},
     )
     _quieten()
     try:
@@ -66,7 +70,7 @@ def _quieten() -> None:
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    for name in ("ray.data", "ray.serve", "ray.train"):
+    for name in ("ray.data", "ray.llm", "ray.serve", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 

@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 _TEMPLATE: Final = "report.html.j2"
-_JUDGES: Final = {"zeroshot": "Zero-shot judge", "calibrate": "Relevance teacher as judge"}
 _MEASURED: Final = (
     ("TF-IDF NDCG@10", f"tfidf overall {NDCG}"),
     ("Popularity NDCG@10", f"popularity overall {NDCG}"),
@@ -52,7 +51,9 @@ class Chart:
 
 def headline(records: Mapping[str, Record], gate: pa.Table | None) -> tuple[Figure, ...]:
     """The run's headline figures, in the order of the pipeline; those of stages that did not run are left out."""
-    figures = [_judge_figure(name, records[stage]) for stage, name in _JUDGES.items() if _kappa(records.get(stage))]
+    figures = [
+        _judge_figure(name, records[stage]) for stage, name in _judges(records).items() if _kappa(records.get(stage))
+    ]
     if "label" in records:
         record = records["label"]
         mass = record.metrics.get("label_mass")
@@ -67,6 +68,13 @@ def headline(records: Mapping[str, Record], gate: pa.Table | None) -> tuple[Figu
         if key in rows
     ]
     return tuple(figures)
+
+
+def _judges(records: Mapping[str, Record]) -> dict[str, str]:
+    """The calibration stages and whom each measured: a teacher only where a zero-shot judge was measured before it."""
+    if "zeroshot" in records:
+        return {"zeroshot": "Zero-shot judge", "calibrate": "Relevance teacher as judge"}
+    return {"calibrate": "Judge"}
 
 
 def summary_table(records: Mapping[str, Record], gate: pa.Table | None) -> Table:
@@ -146,7 +154,7 @@ def _charts(records: Mapping[str, Record], gate: pa.Table | None, plots: Mapping
                 f"their calibration errors stand in the table of measurements.",
                 svg=charts.reliability_chart(curves, name=f"reliability-{action}", action=action),
             )
-    for stage, judge in _JUDGES.items():
+    for stage, judge in _judges(records).items():
         counts = records[stage].metrics.get("confusion") if stage in records else None
         if counts:
             yield Chart(

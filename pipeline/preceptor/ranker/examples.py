@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import pyarrow as pa
@@ -72,10 +73,15 @@ def groups_of_step(num_groups: int, step: int, config: TrainConfig) -> list[int]
     picked = []
     for position in range(start, start + config.groups_per_step):
         epoch, offset = divmod(position, num_groups)
-        order = list(range(num_groups))
-        random.Random(f"{config.seed}/order/{epoch}").shuffle(order)
-        picked.append(order[offset])
+        picked.append(_order(num_groups, config.seed, epoch)[offset])
     return picked
+
+
+@lru_cache(maxsize=2)
+def _order(num_groups: int, seed: int, epoch: int) -> tuple[int, ...]:
+    order = list(range(num_groups))
+    random.Random(f"{seed}/order/{epoch}").shuffle(order)
+    return tuple(order)
 
 
 def draw_documents(group: Group, step: int, config: TrainConfig) -> Group:

@@ -94,7 +94,7 @@ def fit(job: FitJob, *, name: str, storage: str | None = None) -> FitResult:
         ),
     )
     try:
-        with following(job.out / _LOSSES, total=config.num_steps, label=name.rsplit("-", 1)[0]):
+        with following(job.out / _LOSSES, total=config.num_steps, label=name.split("-", 1)[0]):
             trainer.fit()
     except Exception as error:  # Ray Train wraps whatever a worker raised in types of its own.
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
@@ -211,14 +211,22 @@ def freeze_embeddings(ranker: Ranker, config: TrainConfig) -> None:
 
 
 def shard(ranker: Ranker, config: TrainConfig) -> Ranker:
-    """The ranker with each layer, and the rest, sharded over all workers (FSDP2)."""
+    """The ranker with each layer, and the rest, sharded over all workers (FSDP2).
+
+    What is frozen is kept whole by every worker, in the precision it is computed in: gathering SmolLM2's embeddings
+    anew in each step cost more than a quarter of a step of 6 layers.
+    """
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-    policy = MixedPrecisionPolicy(param_dtype=getattr(torch, config.precision), reduce_dtype=torch.float32)
+    precision = getattr(torch, config.precision)
+    policy = MixedPrecisionPolicy(param_dtype=precision, reduce_dtype=torch.float32)
+    frozen = {weight for weight in ranker.parameters() if not weight.requires_grad}
+    for weight in frozen:
+        weight.data = weight.data.to(precision)
     # Gathered parameters stay until the step ends: one gather a step, at the cost of a copy in the low precision.
     for layer in ranker.classifier.model.layers:
         fully_shard(layer, mp_policy=policy, reshard_after_forward=config.gpus_per_worker > 0)
-    fully_shard(ranker, mp_policy=policy, reshard_after_forward=config.gpus_per_worker > 0)
+    fully_shard(ranker, mp_policy=policy, reshard_after_forward=config.gpus_per_worker > 0, ignored_params=frozen)
     return ranker
 
 
@@ -338,4 +346,5 @@ def _truncate_losses(out: Path, num_steps: int) -> None:
 
 def _read_losses(out: Path) -> list[dict[str, float]]:
     file = out / _LOSSES
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+    # A line that a full disk or a kill cut short has no line break; only lines that ended count.
+    return [json.loads(line) for line in file.read_text().split("\n")[:-1]] if file.is_file() else []

@@ -1,9 +1,9 @@
 """What a ranker reads: the text of a pair, split where a request's documents part from what they share.
 
 A pair reads ``Query: ...\\nMember: ...`` (the prefix, one per request) and ``\\nPosting: ...\\nGrade: `` (its own).
-The document part begins with a line break, which the tokenizers of the Llama and Qwen families never merge with the
-text before it, so that tokenising the parts alone equals tokenising the whole; a test holds this. It ends where a
-language model would write the grade.
+It ends where a language model would write the grade. The two parts are tokenised apart, here and wherever another
+engine is asked: engines are given `prompt_token_ids`, not text. With SmolLM2's tokenizer the parts equal the whole;
+tokenizers that merge punctuation with a line break after it, as Llama 3's and Qwen's do, may split the text otherwise.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def render_document(document: str) -> str:
 
 
 def render_pair(query: str, profile: str, document: str) -> str:
-    """The whole text of a pair, as any other engine may read it."""
+    """The whole text of a pair, for people and for tokenizers that never merge across the document's line break."""
     return render_prefix(query, profile) + render_document(document) + _ANSWER
 
 
@@ -50,7 +50,8 @@ def prompt_token_ids(
 
 
 def _encode(tokenizer: Any, texts: list[str]) -> list[list[int]]:
-    return tokenizer(texts, add_special_tokens=False)["input_ids"] if texts else []
+    # A member's text must not be able to write a special token.
+    return tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"] if texts else []
 
 
 def _one_line(text: str) -> str:

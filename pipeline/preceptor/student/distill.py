@@ -127,7 +127,7 @@ def _train(
                 listwise=config.mix.relevance * config.listwise,
             ),
         ),
-        name=f"distill-{run.fingerprint}",
+        name=run.work_name,
         storage=storage,
     )
     shutil.rmtree(initial)

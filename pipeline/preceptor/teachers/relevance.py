@@ -118,7 +118,7 @@ def train_teacher(
             config=config.train,
             objective=objective,
         ),
-        name=f"{run.stage}-{run.fingerprint}",
+        name=run.work_name,
         storage=storage,
     )
     shutil.rmtree(initial)
