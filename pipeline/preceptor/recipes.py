@@ -67,8 +67,8 @@ def tiny() -> Recipe:
 def demo() -> Recipe:
     """SmolLM2-135M on the synthetic market: the whole path in minutes on two cores.
 
-    The teachers start from the lowest 6 of its 30 layers. Measured on 2 cores, 120 s of training each: 6 layers saw
-    1,800 pairs and reached kappa 0.43, 10 layers saw 940 and reached 0.
+    The teachers start from the lowest 6 of its 30 layers: in the same training time they see about twice the pairs that
+    10 layers do (bench/RESULTS.md).
     """
     backbone = BackboneConfig(source="smollm2-135m", num_layers=6, max_prefix_tokens=96, max_document_tokens=96)
     relevance = TrainConfig(
@@ -104,7 +104,7 @@ def demo() -> Recipe:
         gate=GateConfig(
             thresholds={
                 "relevance_teacher overall ndcg@10": 0.7,
-                "student overall retention ndcg@10": 0.8,
+                "student overall retention ndcg@10": 0.85,
                 "student click retention auc": 0.85,
             },
             num_bootstrap=300,
