@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import pyarrow as pa
 
@@ -25,16 +24,6 @@ from preceptor.errors import InputError
 from preceptor.policy import load_policy
 from preceptor.recipe import TeacherConfig
 from preceptor.record import Record, StageRun, begin
-
-_BATCH_ROWS: Final = 100_000
-
-
-@dataclass(frozen=True, kw_only=True)
-class RelevanceConfig:
-    """What the relevance teacher is: its configuration and the heads it gets beside 'overall'."""
-
-    teacher: TeacherConfig
-    dimensions: tuple[str, ...]
 
 
 def relevance_teacher(
