@@ -11,30 +11,21 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import httpx
+import psutil
 import pytest
 import yaml
 from ray.job_submission import JobStatus, JobSubmissionClient
 
+from preceptor.running import free_port
+
 pytestmark = pytest.mark.integration
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-
-# The cluster lives as long as its standard input is open, so it ends with the test process however that ends.
-_CLUSTER = """
-import sys
-import ray
-
-context = ray.init(
-    address="local", num_cpus=8, include_dashboard=True, dashboard_host="127.0.0.1", dashboard_port=0,
-    _temp_dir=sys.argv[1], log_to_driver=False,
-)
-print(context.dashboard_url, flush=True)
-sys.stdin.read()
-ray.shutdown()
-"""
 
 
 @pytest.fixture(scope="module")
@@ -45,24 +36,51 @@ def cluster() -> Iterator[str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     environment |= {
         "RAY_AUTH_MODE": "disabled",
+        "RAY_TMPDIR": str(folder),
         "RAY_USAGE_STATS_ENABLED": "0",
         # `python` in an entry point is the cluster's.
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }
-    command = [sys.executable, "-c", _CLUSTER, str(folder)]
+    dashboard = free_port()
+    # The agent takes the jobs. Its default port is fixed, and the other tests' cluster holds it: an agent that cannot
+    # have its port stays alive without answering.
+    options = {
+        "--num-cpus": 8,
+        "--node-ip-address": "127.0.0.1",
+        "--port": free_port(),
+        "--dashboard-host": "127.0.0.1",
+        "--dashboard-port": dashboard,
+        "--dashboard-agent-listen-port": free_port(),
+        "--object-store-memory": 2**28,
+        "--temp-dir": folder,
+    }
+    command = [str(Path(sys.executable).parent / "ray"), "start", "--head", "--block", "--include-dashboard=true"]
+    command += [f"{name}={value}" for name, value in options.items()]
     with (folder / "cluster.log").open("w") as log:
         process = subprocess.Popen(
-            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True
+            command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
         )
-    assert process.stdin is not None and process.stdout is not None
     try:
-        url = process.stdout.readline().strip()
-        assert url, (folder / "cluster.log").read_text()
-        yield f"http://{url}"
+        url = f"http://127.0.0.1:{dashboard}"
+        wait_until_up(url, process, folder / "cluster.log")
+        yield url
     finally:
-        process.stdin.close()
+        # All at once: `ray start`, asked to end, waits 30 s for them one after the other.
+        family = [*psutil.Process(process.pid).children(recursive=True), process]
+        for member in family:
+            member.kill()
         process.wait(timeout=60)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def wait_until_up(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    end_s = time.monotonic() + 60
+    while time.monotonic() < end_s and process.poll() is None:
+        with suppress(httpx.HTTPError):
+            if httpx.get(f"{url}/api/version", timeout=5).is_success:
+                return
+        time.sleep(0.2)
+    pytest.fail(f"the cluster did not start: {log.read_text()}")
 
 
 @pytest.fixture
