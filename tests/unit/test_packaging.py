@@ -130,26 +130,40 @@ def test_setup_without_the_right_python_says_so_and_builds_nothing(tmp_path: Pat
     assert not (tmp_path / ".venv").exists()
 
 
-# Stands for .venv/bin/python: writes down how pip is called, and knows torch or does not.
+# Stands for .venv/bin/python and .venv/bin/uv: writes down how it is called, and finds torch or does not.
 _PYTHON = """#!/bin/sh
-echo "$@" >> calls
-case "$*" in *--dry-run*) exit {torch_missing};; esac
+echo "pip $@" >> calls
+case "$*" in
+  *"config list"*) echo "global.extra-index-url='https://one.example https://two.example'";;
+  *"-r constraints.txt"*) case "$*" in *mirror.example*) ;; *) exit {torch_missing};; esac;;
+esac
+"""
+_UV = """#!/bin/sh
+echo "uv $@ UV_INDEX=$UV_INDEX" >> calls
+case "$UV_INDEX" in *mirror.example*) exit {uv_broken};; esac
+test {torch_missing} = 0 -a {uv_broken} = 0
 """
 
 
 @pytest.mark.parametrize("torch_missing", [0, 1], ids=["torch found", "torch missing"])
-def test_setup_adds_pytorchs_index_only_where_pip_finds_no_torch(torch_missing: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("uv_broken", [0, 1], ids=["uv", "pip alone"])
+def test_setup_adds_pytorchs_index_only_where_torch_is_not_found(
+    uv_broken: int, torch_missing: int, tmp_path: Path
+) -> None:
     for name in ("Makefile", "constraints.txt", "pyproject.toml"):
         shutil.copy(REPOSITORY / name, tmp_path)
-    python = tmp_path / ".venv" / "bin" / "python"
-    python.parent.mkdir(parents=True)
-    python.write_text(_PYTHON.format(torch_missing=torch_missing))
-    python.chmod(0o755)
+    folder = tmp_path / ".venv" / "bin"
+    folder.mkdir(parents=True)
+    for name, script in (("python", _PYTHON), ("uv", _UV)):
+        (folder / name).write_text(script.format(torch_missing=torch_missing, uv_broken=uv_broken))
+        (folder / name).chmod(0o755)
     command = ["make", "setup", f"PYTHON={sys.executable}", "TORCH_INDEX=https://mirror.example/cpu"]
     subprocess.run(command, cwd=tmp_path, capture_output=True, check=True)
-    (install,) = (call for call in (tmp_path / "calls").read_text().splitlines() if "-r constraints.txt" in call)
-    assert ("--extra-index-url https://mirror.example/cpu" in install) == bool(torch_missing)
-    assert "--no-deps" in install
+    installs = [call for call in (tmp_path / "calls").read_text().splitlines() if "-r constraints.txt" in call]
+    assert installs[-1].startswith("pip" if uv_broken else "uv")
+    assert ("https://mirror.example/cpu" in installs[-1]) == bool(torch_missing)
+    assert all("--no-deps" in install for install in installs)
+    assert all("https://one.example https://two.example" in install for install in installs if install.startswith("uv"))
 
     (tmp_path / "calls").unlink()
     subprocess.run(command, cwd=tmp_path, capture_output=True, check=True)
