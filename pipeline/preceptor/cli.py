@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -111,13 +112,14 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         print(dry_run(recipe, steps, root=root))
         return 0
-    run_steps(recipe, steps, root=root)
-    if arguments.serve_examples:
-        from preceptor.running import finished_records, report
+    with ExitStack() as cluster:
+        run_steps(recipe, steps, root=root, cluster=cluster)
+        if arguments.serve_examples:
+            from preceptor.running import finished_records, report
 
-        for row in serve_examples(recipe, root=root):
-            print(f"served over HTTP: score {row['score']:.3f}  {row['document'][:70]}", file=sys.stderr)
-        report(recipe, finished_records(recipe, root=root), root=root)
+            for row in serve_examples(recipe, root=root):
+                print(f"served over HTTP: score {row['score']:.3f}  {row['document'][:70]}", file=sys.stderr)
+            report(recipe, finished_records(recipe, root=root), root=root)
     shown = arguments.root or Path("runs") / recipe.name
     print(f"{recipe.name}: ok {shown / 'report.html'}")
     return 0

@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -74,17 +74,19 @@ def _quieten() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def run_steps(recipe: Recipe, steps: Sequence[Step], *, root: Path) -> dict[str, Record]:
+def run_steps(
+    recipe: Recipe, steps: Sequence[Step], *, root: Path, cluster: ExitStack | None = None
+) -> dict[str, Record]:
     """The record of each step, and a report of the plan's finished steps in ``{root}/report.html``.
 
-    The report is written even where a step fails; the failure is raised after it.
+    The report is written even where a step fails; the failure is raised after it. Ray starts only where something is
+    to be done, and ends with this call or, where the caller goes on using it, with the caller's `cluster`.
     """
     records: dict[str, Record] = {}
     try:
-        if any(status(step, root=root, version=recipe.version) != "done" for step in steps):
-            with ray_cluster():
-                _run_all(recipe, steps, records, root)
-        else:
+        with ExitStack() as own:
+            if any(status(step, root=root, version=recipe.version) != "done" for step in steps):
+                (cluster or own).enter_context(ray_cluster())
             _run_all(recipe, steps, records, root)
     except PreceptorError:
         # What failed is what the user must read; a report that fails as well must not take its place.
