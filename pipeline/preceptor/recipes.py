@@ -121,29 +121,26 @@ def jobmatch() -> Recipe:
     The floor asks only that the teacher agree with the crosswalk better than chance: 4 of 5 of the candidates it is
     calibrated on are not listed there and count as grade 0. A product would ask for far more.
     """
-    backbone = BackboneConfig(source="smollm2-135m", num_layers=6, max_prefix_tokens=112, max_document_tokens=112)
+    backbone = BackboneConfig(source="smollm2-135m", num_layers=10, max_prefix_tokens=112, max_document_tokens=112)
     train = TrainConfig(
         num_steps=400,
         groups_per_step=2,
-        learning_rate=5e-4,
+        learning_rate=3e-4,
         head_learning_rate=1e-3,
         warmup_steps=20,
         checkpoint_every=100,
     )
+    unsharded = replace(train, learning_rate=5e-4, num_workers=1)
     recipe = demo()
     assert recipe.judge is not None and recipe.distill is not None
     return replace(
         recipe,
         name="jobmatch",
-        source=JobmatchConfig(data=DATA, num_train_candidates=6, num_candidates=20),
+        source=JobmatchConfig(data=DATA, num_train_candidates=8, num_candidates=50),
         judge=replace(recipe.judge, dimensions=(OVERALL,), floor=0.0),
         relevance=TeacherConfig(backbone=backbone, train=train, listwise=2.0),
-        engagement=TeacherConfig(backbone=backbone, train=replace(train, num_steps=100, num_workers=1)),
-        distill=replace(
-            recipe.distill,
-            num_layers=3,
-            train=replace(train, num_steps=250, num_workers=1),
-        ),
+        engagement=TeacherConfig(backbone=replace(backbone, num_layers=6), train=replace(unsharded, num_steps=100)),
+        distill=replace(recipe.distill, num_layers=5, train=replace(unsharded, num_steps=250)),
         gate=GateConfig(
             thresholds={"student overall retention ndcg@10": 0.8, "student click retention auc": 0.8},
         ),

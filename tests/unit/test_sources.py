@@ -335,13 +335,18 @@ def test_holdout_candidates_are_the_retrievers_and_missed_postings_stay_judged(c
     assert min(ranks) == 1 and max(ranks) <= NUM_POSTINGS
 
 
-def test_train_candidates_hold_the_best_grades_hard_and_random_negatives(corpus: Path) -> None:
+def test_train_candidates_are_drawn_by_rank_and_hold_a_relevant_one(corpus: Path) -> None:
     train = [query for query in read_queries(corpus) if query.split == "train"]
     assert train
     for query in train:
-        grades = [query.grades.get(key, 0) for key in query.document_keys]
-        assert len(set(query.document_keys)) == len(grades) == 8
-        assert sorted(grades) == [0, 0, 0, 0, 1, 1, 2, 3]
+        assert len(set(query.document_keys)) == len(query.document_keys) == 8
+        assert any(query.grades.get(key) for key in query.document_keys)
+    pairs = {row["pair_id"] for row in read_table(corpus / "pairs", PAIRS).to_pylist() if row["split"] == "train"}
+    ranks = [
+        row["rank"] for row in read_table(corpus / "candidates", CANDIDATES).to_pylist() if row["pair_id"] in pairs
+    ]
+    share = {rank: ranks.count(rank) / len(train) for rank in range(1, 26)}
+    assert share[1] > 0.9 > share[5] > share[25] > 0, "a posting is drawn the likelier the higher its rank"
 
 
 def test_golden_keeps_the_crosswalks_grades_and_says_which_are_weak(corpus: Path) -> None:

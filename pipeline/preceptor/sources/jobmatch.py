@@ -107,9 +107,10 @@ def choose_candidates(
     """The postings paired with `query`, by falling similarity; `similarities` [num_postings] are its own.
 
     Holdout and calibration queries get the retriever's top ranks and nothing else (`config.num_candidates`, at most
-    CALIBRATION_DEPTH for calibration): what retrieval missed stays missed. Train queries get `num_train_candidates`:
-    up to half relevant ones, the best grades first, found or not; then a sixth at random from all postings; the rest
-    hard negatives from the top ranks, the higher the likelier.
+    CALIBRATION_DEPTH for calibration): what retrieval missed stays missed. Train queries get `num_train_candidates` of
+    the same ranks, the higher the likelier. Grades have no say in that, so a similarity means the same in training as
+    in use: with half of the places kept for relevant postings, found or not, the similarity said nothing there, and
+    models learnt to ignore it. Only where none is relevant, the best graded posting takes the last place.
     """
     order = np.argsort(-similarities, kind="stable")
     grades = np.array([query.occupation.grades.get(posting.key, 0) for posting in postings])
@@ -152,20 +153,15 @@ def with_similarity(document: str, similarity: float) -> str:
 def _train_choice(
     order: npt.NDArray[np.int64], grades: npt.NDArray[np.int64], config: JobmatchConfig, rng: random.Random
 ) -> set[int]:
-    limit = min(config.num_train_candidates, len(order))
-    relevant = np.flatnonzero(grades).tolist()
-    rng.shuffle(relevant)
-    relevant.sort(key=lambda index: -grades[index])
-    chosen = set(relevant[: max(limit // 2, 1)])
-    others = [index for index in order.tolist() if grades[index] == 0]
-    hard = others[: config.num_candidates]
-    num_hard = max(limit - len(chosen) - max(limit // 6, 1), 0)
+    ranked = order.tolist()
+    found = ranked[: config.num_candidates]
     # Efraimidis and Spirakis (2006): the largest u^(1/weight) are a weighted sample without replacement; weight 1/rank.
-    keys = {index: rng.random() ** rank for rank, index in enumerate(hard, start=1)}
-    chosen.update(sorted(hard, key=lambda index: -keys[index])[:num_hard])
-    rest = [index for index in others if index not in chosen]
-    chosen.update(rng.sample(rest, min(max(limit - len(chosen), 0), len(rest))))
-    return chosen
+    keys = {index: rng.random() ** rank for rank, index in enumerate(found, start=1)}
+    chosen = sorted(found, key=lambda index: -keys[index])[: config.num_train_candidates]
+    best = max(ranked, key=lambda index: int(grades[index]))
+    if grades[best] > 0 and not any(grades[index] for index in chosen):
+        chosen[-1] = best
+    return set(chosen)
 
 
 def _impressions(candidates: Sequence[Candidate], config: JobmatchConfig) -> Iterator[dict[str, Any]]:
