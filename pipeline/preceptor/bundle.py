@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from preceptor.contracts import NUM_GRADES, OVERALL, SCORES, rows_to_table
 from preceptor.errors import InputError, ParityError, RecipeError, StageFailed
+from preceptor.logits import sigmoid, softmax
 from preceptor.recipe import Blend
 
 if TYPE_CHECKING:
@@ -114,9 +115,9 @@ def to_score(logits_R: Sequence[float], heads: Sequence[Head], blend: Blend) -> 
         rows = logits_R[start : start + head.size]
         start += head.size
         if head.name == OVERALL:
-            probs = _softmax(rows)
+            probs = softmax(rows)
         elif head.kind == "action":
-            actions[head.name] = _sigmoid(rows[0])
+            actions[head.name] = sigmoid(rows[0])
     expected = sum(grade * prob for grade, prob in enumerate(probs))
     score = blend.relevance * expected / (NUM_GRADES - 1)
     score += blend.click * actions.get("click", 0.0) + blend.apply * actions.get("apply", 0.0)
@@ -208,16 +209,6 @@ def _score_rows(
             "bundle_id": bundle.bundle_id,
             "policy_version": bundle.policy_version,
         }
-
-
-def _softmax(logits: Sequence[float]) -> tuple[float, ...]:
-    powers = [math.exp(logit - max(logits)) for logit in logits]
-    return tuple(power / sum(powers) for power in powers)
-
-
-def _sigmoid(logit: float) -> float:
-    # The exponent is never above 0: exp of a large logit would overflow.
-    return 1.0 / (1.0 + math.exp(-logit)) if logit >= 0 else math.exp(logit) / (1.0 + math.exp(logit))
 
 
 def _describe(path: Path) -> dict[str, Any]:

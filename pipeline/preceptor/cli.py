@@ -6,7 +6,6 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -104,7 +103,7 @@ def _add_policy(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from preceptor.running import dry_run, run_steps, serve_examples
+    from preceptor.running import dry_run, run_steps
 
     recipe = _recipe(arguments)
     root = (arguments.root or Path("runs") / recipe.name).resolve()
@@ -112,14 +111,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         print(dry_run(recipe, steps, root=root))
         return 0
-    with ExitStack() as cluster:
-        run_steps(recipe, steps, root=root, cluster=cluster)
-        if arguments.serve_examples:
-            from preceptor.running import finished_records, report
-
-            for row in serve_examples(recipe, root=root):
-                print(f"served over HTTP: score {row['score']:.3f}  {row['document'][:70]}", file=sys.stderr)
-            report(recipe, finished_records(recipe, root=root), root=root)
+    run_steps(recipe, steps, root=root, serve=arguments.serve_examples)
     shown = arguments.root or Path("runs") / recipe.name
     print(f"{recipe.name}: ok {shown / 'report.html'}")
     return 0

@@ -91,7 +91,7 @@ def demo() -> Recipe:
             model="smollm2-135m",
             floor=0.25,
             max_reject_share=0.05,
-            num_calibration_pairs=6,
+            num_calibration_pairs=10,
             engine=engine,
         ),
         relevance=TeacherConfig(backbone=backbone, train=relevance, listwise=2.0),

@@ -35,6 +35,7 @@ def ray_cluster() -> Iterator[None]:
     """A running Ray: the cluster of ``RAY_ADDRESS`` where it is set, otherwise a local one that ends with the body."""
     # Ray's core reports, as errors, states that it recovers from by itself; set before it is loaded.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     import ray
 
     if ray.is_initialized():
@@ -70,24 +71,26 @@ def _quieten() -> None:
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    for name in ("ray.data", "ray.llm", "ray.serve", "ray.train"):
+    for name in ("ray._private.worker", "ray.data", "ray.llm", "ray.serve", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # A logger below ray.llm gives itself a handler and a level of its own where ray.llm has no handler.
+    logging.getLogger("ray.llm").addHandler(logging.NullHandler())
 
 
-def run_steps(
-    recipe: Recipe, steps: Sequence[Step], *, root: Path, cluster: ExitStack | None = None
-) -> dict[str, Record]:
+def run_steps(recipe: Recipe, steps: Sequence[Step], *, root: Path, serve: bool = False) -> dict[str, Record]:
     """The record of each step, and a report of the plan's finished steps in ``{root}/report.html``.
 
-    The report is written even where a step fails; the failure is raised after it. Ray starts only where something is
-    to be done, and ends with this call or, where the caller goes on using it, with the caller's `cluster`.
+    With `serve` the report also shows three pairs that the exported bundle scored over HTTP. The report is written even
+    where a step fails; the failure is raised after it. Ray starts only where something is to be done.
     """
     records: dict[str, Record] = {}
     try:
-        with ExitStack() as own:
+        with ExitStack() as cluster:
             if any(status(step, root=root, version=recipe.version) != "done" for step in steps):
-                (cluster or own).enter_context(ray_cluster())
+                cluster.enter_context(ray_cluster())
             _run_all(recipe, steps, records, root)
+            if serve:
+                serve_examples(recipe, root=root)
     except PreceptorError:
         # What failed is what the user must read; a report that fails as well must not take its place.
         with suppress(PreceptorError):
@@ -222,9 +225,9 @@ def say(line: str) -> None:
 
 
 def serve_examples(recipe: Recipe, *, root: Path) -> list[dict[str, Any]]:
-    """Three example pairs scored over HTTP by the exported bundle behind a real Ray Serve, kept in ``served/``.
+    """Three example pairs scored over HTTP by the exported bundle behind a real Ray Serve, printed and kept.
 
-    Their scores are read from ``served/`` where the same bundle was asked before.
+    A bundle that was asked before is not asked again: the line then says so, and the scores come from ``served/``.
     """
     export = read_record(root / "export" / recipe.version)
     if export is None:
@@ -233,13 +236,20 @@ def serve_examples(recipe: Recipe, *, root: Path) -> list[dict[str, Any]]:
     if file.is_file():
         known = json.loads(file.read_text())
         if known and known[0].get("bundle_id") == export.metrics["bundle_id"]:
+            _say_served(known, "served before")
             return list(known)
     from preceptor.record import write_json
 
     with ray_cluster():
         rows = _ask_server(export.path / "bundle")
     write_json(file, rows)
+    _say_served(rows, "served over HTTP")
     return rows
+
+
+def _say_served(rows: Sequence[Mapping[str, Any]], how: str) -> None:
+    for row in rows:
+        say(f"{how}: score {row['score']:.3f}  {row['document'][:70]}")
 
 
 _EXAMPLE: Final = {
@@ -259,6 +269,7 @@ def _ask_server(bundle: Path) -> list[dict[str, Any]]:
 
     from preceptor_serve.app import run_app
 
+    logging.getLogger("ray.serve").setLevel(logging.ERROR)
     try:
         url = run_app(bundle, port=free_port(), block=False)
         answer = httpx.post(f"{url}/v1/score", json=_EXAMPLE, timeout=60.0)

@@ -17,7 +17,7 @@ JOBS = REPOSITORY / "jobs"
 
 # A room imports itself and rooms of the layers above it in this list; rooms of one layer do not know each other.
 LAYERS = (
-    ("errors",),
+    ("errors", "logits"),
     ("contracts",),
     ("record", "recipe"),
     ("policy", "evaluation.metrics", "contracts_doc"),
@@ -33,7 +33,7 @@ LAYERS = (
 )
 LAYER_OF = {room: layer for layer, rooms in enumerate(LAYERS) for room in rooms}
 SERVE_MAY_IMPORT = {"preceptor.contracts", "preceptor.errors", "preceptor.bundle"}
-LIGHT = ("errors", "contracts", "contracts_doc", "record", "recipe", "recipes", "policy", "plan", "cli")
+LIGHT = ("errors", "logits", "contracts", "contracts_doc", "record", "recipe", "recipes", "policy", "plan", "cli")
 HEAVY = ("torch", "ray", "vllm", "transformers", "sklearn", "matplotlib", "openai", "datasets")
 MAX_LINES = 400
 

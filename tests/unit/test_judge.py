@@ -45,8 +45,8 @@ from preceptor.judge.replies import (
     overall_reply,
     rejected,
     restricted,
-    softmax,
 )
+from preceptor.logits import sigmoid, softmax
 from preceptor.policy import Rubric, load_policy
 from preceptor.recipe import POLICY_DIR, EngineConfig, JudgeConfig
 from preceptor.record import Record
@@ -140,8 +140,9 @@ def test_every_reply_becomes_one_label_or_one_reject() -> None:
     assert (reject["id"], reject["reason"], reject["attempt"], len(reject["raw"])) == ("p/place", NO_GRADE, 3, 2000)
 
 
-def test_softmax_survives_large_logits() -> None:
-    assert softmax([1000.0, 1000.0, -1000.0]) == pytest.approx((0.5, 0.5, 0.0))
+@pytest.mark.parametrize("logit", [0.0, 3.0, -3.0, 1000.0, -1000.0])
+def test_sigmoid_is_the_softmax_against_zero_however_large_the_logit(logit: float) -> None:
+    assert softmax([logit, 0.0]) == pytest.approx((sigmoid(logit), sigmoid(-logit)))
 
 
 def test_engine_errors_are_counted_by_kind() -> None:

@@ -25,7 +25,8 @@ from preceptor.contracts import (
 from preceptor.errors import InputError, RejectCeilingError, StageFailed
 from preceptor.judge.hosted import read_checkpoint, score_hosted
 from preceptor.judge.progress import Progress
-from preceptor.judge.replies import Answers, Reply, graded, rejected, score_rows, softmax
+from preceptor.judge.replies import Answers, Reply, graded, rejected, score_rows
+from preceptor.logits import softmax
 from preceptor.ranker.score_stage import block_up, collect_pairs
 from preceptor.recipe import EngineConfig, PairSet
 from preceptor.record import Record, begin

@@ -13,7 +13,8 @@ import pyarrow as pa
 from preceptor.contracts import NUM_GRADES
 from preceptor.errors import InputError
 from preceptor.judge.engine import ERROR, Row, over_long, reason_of, run_engine
-from preceptor.judge.replies import Answers, graded, rejected, softmax
+from preceptor.judge.replies import Answers, graded, rejected
+from preceptor.logits import softmax
 from preceptor.ranker.text import prompt_token_ids
 from preceptor.recipe import EngineConfig
 

@@ -23,6 +23,7 @@ class Progress:
     _first_s: float | None = None
     _num_first: int = 0
     _printed_s: float = field(default_factory=time.monotonic)
+    _num_printed: int = -1
 
     def add(self, num_rows: int, num_rejected: int) -> None:
         """Count rows, and print where it is time."""
@@ -37,16 +38,19 @@ class Progress:
             self._print(now_s)
 
     def close(self) -> None:
-        """Print the last line."""
-        self._print(time.monotonic())
+        """Print the last line, where it is not printed yet."""
+        if self._num_printed != self.num_done:
+            self._print(time.monotonic())
 
     def _print(self, now_s: float) -> None:
+        self._num_printed = self.num_done
         since_s = now_s - (self._first_s or now_s)
         rate = (self.num_done - self._num_first) / since_s if since_s > 0 else 0.0
         num_left = self.num_rows - self.num_done
+        speed = f"{rate:,.1f} rows/s, " if rate else ""
         left = f", {num_left / rate:,.0f} s left" if rate and num_left else ""
         print(
-            f"{self.stage}: {self.num_done:,}/{self.num_rows:,} rows, {rate:,.1f} rows/s, "
+            f"{self.stage}: {self.num_done:,}/{self.num_rows:,} rows, {speed}"
             f"{self.num_rejected:,} rejected, {now_s - self._started_s:,.0f} s{left}",
             file=self.sink,
             flush=True,

@@ -107,14 +107,6 @@ def one_hot(text: str | None) -> tuple[float, ...] | None:
     return None if found is None else tuple(float(grade == int(found[1])) for grade in range(NUM_GRADES))
 
 
-def softmax(logits: Sequence[float]) -> tuple[float, ...]:
-    """Probabilities of raw `logits`."""
-    top = max(logits)
-    weights = [math.exp(logit - top) for logit in logits]
-    total = math.fsum(weights)
-    return tuple(weight / total for weight in weights)
-
-
 def is_passing(reason: str) -> bool:
     """Whether the fault lay with the moment and not with the row, so that a later run should try the row again."""
     return reason.startswith(_PASSING)

@@ -8,7 +8,6 @@ clicks and grades partly disagree; applying follows the grade, and appeal works 
 from __future__ import annotations
 
 import datetime
-import math
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from statistics import NormalDist
 from typing import Any, Final
 
 from preceptor.contracts import content_id
+from preceptor.logits import sigmoid
 from preceptor.market.clicks import propensity, respond
 
 DOCUMENTS_PER_REQUEST: Final = 10
@@ -41,12 +41,12 @@ def appeal(key: str) -> float:
 
 def click_prob(grade: int, appeal: float) -> float:
     """Probability of a click on an examined posting: 0.10 for grade 0 and 0.75 for grade 3 at appeal 0."""
-    return _sigmoid(-2.2 + 1.1 * grade + 0.8 * appeal)
+    return sigmoid(-2.2 + 1.1 * grade + 0.8 * appeal)
 
 
 def apply_prob(grade: int, appeal: float) -> float:
     """Probability of applying after a click: 0.05 for grade 0 and 0.57 for grade 3 at appeal 0."""
-    return _sigmoid(-3.0 + 1.1 * grade - 0.3 * appeal)
+    return sigmoid(-3.0 + 1.1 * grade - 0.3 * appeal)
 
 
 def simulate(
@@ -97,7 +97,3 @@ def _impression(
         "apply": response.apply,
         "propensity": propensity(position),
     }
-
-
-def _sigmoid(value: float) -> float:
-    return 1 / (1 + math.exp(-value))

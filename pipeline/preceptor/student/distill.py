@@ -20,6 +20,7 @@ from preceptor.contracts import (
     write_table,
 )
 from preceptor.errors import InputError
+from preceptor.logits import sigmoid, softmax
 from preceptor.recipe import DistillConfig
 from preceptor.record import Record, StageRun, begin
 
@@ -77,27 +78,17 @@ def score_examples(scores: Path, *, temperature: float) -> Iterator[dict[str, An
                     "The teacher diverged: lower its learning rate and train it again."
                 )
             if row["head"] == OVERALL:
-                target = _softmax([logit / temperature for logit in row["logits"]])
+                if len(row["logits"]) != NUM_GRADES:
+                    raise InputError(
+                        f"{scores}: head '{OVERALL}' of pair {row['pair_id']} has {len(row['logits'])} logits, "
+                        f"expected {NUM_GRADES}. Score the pairs again with this version."
+                    )
+                target = softmax([logit / temperature for logit in row["logits"]])
             elif len(row["logits"]) == 1:
-                target = [_sigmoid(row["logits"][0])]
+                target = (sigmoid(row["logits"][0]),)
             else:
                 continue
             yield {"pair_id": row["pair_id"], "head": row["head"], "target": target, "weight": 1.0}
-
-
-def _sigmoid(logit: float) -> float:
-    if logit >= 0:
-        return 1.0 / (1.0 + math.exp(-logit))
-    power = math.exp(logit)
-    return power / (1.0 + power)
-
-
-def _softmax(logits: list[float]) -> list[float]:
-    if len(logits) != NUM_GRADES:
-        raise InputError(f"teacher scores of head '{OVERALL}': expected {NUM_GRADES} logits, got {len(logits)}.")
-    highest = max(logits)
-    powers = [math.exp(logit - highest) for logit in logits]
-    return [power / sum(powers) for power in powers]
 
 
 def _train(
