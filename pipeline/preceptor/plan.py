@@ -17,6 +17,7 @@ from preceptor.recipe import (
     DistillConfig,
     HeadlinesConfig,
     JobmatchConfig,
+    JudgeConfig,
     MarketConfig,
     PairSet,
     Recipe,
@@ -135,38 +136,15 @@ def _judge_first(recipe: Recipe) -> list[Step]:
     judge, teacher = recipe.judge, recipe.relevance
     assert judge is not None and teacher is not None
 
-    def calibrate(records: Records, out: Path) -> Record:
-        from preceptor.judge import calibrate
-
-        return calibrate(judge, policy=recipe.policy, corpus=records["corpus"], out=out)
-
     def label(records: Records, out: Path) -> Record:
         from preceptor.judge import label
 
-        return label(
-            judge,
-            policy=recipe.policy,
-            corpus=records["corpus"],
-            calibration=records["calibrate"],
-            out=out,
-        )
-
-    def train(records: Records, out: Path) -> Record:
-        from preceptor.teachers.relevance import relevance_teacher
-
-        return relevance_teacher(
-            teacher,
-            policy=recipe.policy,
-            corpus=records["corpus"],
-            labels=records["label"],
-            storage=recipe.storage,
-            out=out,
-        )
+        return label(judge, policy=recipe.policy, corpus=records["corpus"], calibration=records["calibrate"], out=out)
 
     return [
-        Step(name="calibrate", needs=("corpus",), rows=f"{judge.num_calibration_pairs:,} golden pairs", run=calibrate),
+        _calibrate_configured("calibrate", recipe, judge),
         Step(name="label", needs=("corpus", "calibrate"), rows="pool pairs of split train", run=label),
-        Step(name="relevance_teacher", needs=("corpus", "label"), rows=_training_rows(teacher), run=train),
+        _relevance_teacher(recipe, teacher, needs=("corpus", "label")),
         _score("relevance_scores", "relevance_teacher", teacher, ("pool", "golden holdout")),
     ]
 
@@ -174,18 +152,6 @@ def _judge_first(recipe: Recipe) -> list[Step]:
 def _teacher_first(recipe: Recipe) -> list[Step]:
     judge, teacher = recipe.judge, recipe.relevance
     assert judge is not None and teacher is not None
-
-    def zeroshot(records: Records, out: Path) -> Record:
-        from preceptor.judge import calibrate
-
-        return calibrate(judge, policy=recipe.policy, corpus=records["corpus"], out=out)
-
-    def train(records: Records, out: Path) -> Record:
-        from preceptor.teachers.relevance import relevance_teacher
-
-        return relevance_teacher(
-            teacher, policy=recipe.policy, corpus=records["corpus"], storage=recipe.storage, out=out
-        )
 
     def scores(records: Records, out: Path) -> Record:
         from preceptor.judge import HostConfig, host
@@ -220,8 +186,8 @@ def _teacher_first(recipe: Recipe) -> list[Step]:
 
     judged = ("corpus", "relevance_teacher", "relevance_scores")
     return [
-        Step(name="zeroshot", needs=("corpus",), rows=f"{judge.num_calibration_pairs:,} golden pairs", run=zeroshot),
-        Step(name="relevance_teacher", needs=("corpus",), rows=_training_rows(teacher), run=train),
+        _calibrate_configured("zeroshot", recipe, judge),
+        _relevance_teacher(recipe, teacher, needs=("corpus",)),
         Step(
             name="relevance_scores",
             needs=("corpus", "relevance_teacher"),
@@ -231,6 +197,33 @@ def _teacher_first(recipe: Recipe) -> list[Step]:
         Step(name="calibrate", needs=judged, rows=f"{recipe.num_tuned_pairs:,} golden pairs", run=calibrate),
         Step(name="label", needs=(*judged, "calibrate"), rows="pool pairs of split train", run=label),
     ]
+
+
+def _calibrate_configured(name: str, recipe: Recipe, judge: JudgeConfig) -> Step:
+    def run(records: Records, out: Path) -> Record:
+        from preceptor.judge import calibrate
+
+        return calibrate(judge, policy=recipe.policy, corpus=records["corpus"], out=out)
+
+    return Step(name=name, needs=("corpus",), rows=f"about {judge.num_calibration_pairs:,} golden pairs", run=run)
+
+
+def _relevance_teacher(recipe: Recipe, teacher: TeacherConfig, *, needs: tuple[str, ...]) -> Step:
+    """Trained on golden-train, and on the labels too where the step needs `label`."""
+
+    def run(records: Records, out: Path) -> Record:
+        from preceptor.teachers.relevance import relevance_teacher
+
+        return relevance_teacher(
+            teacher,
+            policy=recipe.policy,
+            corpus=records["corpus"],
+            labels=records["label"] if "label" in needs else None,
+            storage=recipe.storage,
+            out=out,
+        )
+
+    return Step(name="relevance_teacher", needs=needs, rows=_training_rows(teacher), run=run)
 
 
 def _engagement(recipe: Recipe, teacher: TeacherConfig) -> list[Step]:
