@@ -22,6 +22,7 @@ examples:
   preceptor run demo --root runs/demo --from distill   from one stage on
   preceptor run jobmatch --root runs/jobmatch --data DIR
   preceptor run demo --root runs/mine --judge openai --base-url http://127.0.0.1:8000/v1 --judge-model NAME
+  preceptor label demo --root runs/mine --judge openai --base-url URL --version v2 --dry-run
   preceptor score --bundle runs/demo/export/v1/bundle --pairs pairs.parquet --out scores.parquet
   preceptor serve --bundle runs/demo/export/v1/bundle
   preceptor policy lint policy/job_match
@@ -52,6 +53,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_run(commands.add_parser("run", help="run a recipe's stages; finished ones are skipped"))
+    _add_label(commands.add_parser("label", help="label a recipe's pool, or say what that would ask"))
     _add_score(commands.add_parser("score", help="score a file of pairs with a bundle"))
     _add_serve(commands.add_parser("serve", help="serve a bundle over HTTP with Ray Serve"))
     _add_policy(commands.add_parser("policy", help="check or show a policy"))
@@ -60,19 +62,35 @@ def _parser() -> argparse.ArgumentParser:
 
 def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.description = f"Run a recipe. Shipped: {', '.join(SHIPPED)}; or FILE.py:function of your own."
+    _add_recipe(parser)
+    parser.add_argument("--only", metavar="STAGE", help="run this stage alone, on finished inputs")
+    parser.add_argument("--from", dest="start", metavar="STAGE", help="run from this stage on")
+    parser.add_argument("--dry-run", action="store_true", help="print the plan, run nothing")
+    parser.add_argument("--serve-examples", action="store_true", help="then score three pairs over HTTP")
+    parser.set_defaults(run=_run)
+
+
+def _add_label(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Label a recipe's pool with its judge: the stage `label` of `preceptor run`. Labels that an earlier version "
+        "gave are taken over where pair, judge and the wording of their dimension are the same."
+    )
+    _add_recipe(parser)
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print how many rows are new, reused, stale; ask nothing"
+    )
+    parser.set_defaults(run=_label)
+
+
+def _add_recipe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", help="a shipped recipe's name, or FILE.py:function")
     parser.add_argument("--root", type=Path, help="where stages are kept (default: runs/RECIPE)")
     parser.add_argument("--data", type=Path, help="folder of the source's files (jobmatch, headlines)")
     parser.add_argument("--policy", type=Path, help="a policy directory in place of the recipe's")
     parser.add_argument("--version", help="name of this run's outputs; 'dev' always rebuilds")
-    parser.add_argument("--only", metavar="STAGE", help="run this stage alone, on finished inputs")
-    parser.add_argument("--from", dest="start", metavar="STAGE", help="run from this stage on")
-    parser.add_argument("--dry-run", action="store_true", help="print the plan, run nothing")
     parser.add_argument("--judge", choices=("openai",), help="label with an OpenAI-compatible endpoint")
     parser.add_argument("--base-url", help="the endpoint, such as http://127.0.0.1:8000/v1")
     parser.add_argument("--judge-model", help="the model's name at the endpoint")
-    parser.add_argument("--serve-examples", action="store_true", help="then score three pairs over HTTP")
-    parser.set_defaults(run=_run)
 
 
 def _add_score(parser: argparse.ArgumentParser) -> None:
@@ -114,6 +132,19 @@ def _run(arguments: argparse.Namespace) -> int:
     run_steps(recipe, steps, root=root, serve=arguments.serve_examples)
     shown = arguments.root or Path("runs") / recipe.name
     print(f"{recipe.name}: ok {shown / 'report.html'}")
+    return 0
+
+
+def _label(arguments: argparse.Namespace) -> int:
+    from preceptor.running import label_dry_run, run_steps
+
+    recipe = _recipe(arguments)
+    root = (arguments.root or Path("runs") / recipe.name).resolve()
+    if arguments.dry_run:
+        print(label_dry_run(recipe, root=root))
+        return 0
+    run_steps(recipe, choose(make_plan(recipe), only="label", start=None), root=root)
+    print(f"label: ok {root / 'label' / recipe.version}")
     return 0
 
 

@@ -77,7 +77,7 @@ LABELS = _schema(
     _field("rationale", pa.string(), "the judge's reason", nullable=True),
     _field("judge_id", pa.string(), "model and fingerprint of the judge"),
     _field("policy_version", pa.string(), "version and content hash of the policy"),
-    _field("prompt_hash", pa.string(), "content hash of the rendered prompt without the pair"),
+    _field("prompt_hash", pa.string(), "content hash of what the prompt says of this dimension, without the pair"),
 )
 
 REJECTS = _schema(

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from preceptor.contracts import GATE_REPORT, read_table
-from preceptor.errors import DriftError, JudgeRefused, PreceptorError
+from preceptor.errors import DriftError, InputError, JudgeRefused, PreceptorError, RecipeError
 from preceptor.plan import Step, execute, make_plan, status
 from preceptor.recipe import HeadlinesConfig, JobmatchConfig, MarketConfig, Recipe
 from preceptor.record import Record, read_record
@@ -35,7 +35,6 @@ def ray_cluster() -> Iterator[None]:
     """A running Ray: the cluster of ``RAY_ADDRESS`` where it is set, otherwise a local one that ends with the body."""
     # Ray's core reports, as errors, states that it recovers from by itself; set before it is loaded.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     import ray
 
     if ray.is_initialized():
@@ -170,6 +169,32 @@ def _expected(step: Step, records: dict[str, Record], *, root: Path, version: st
     except PreceptorError:
         return "run"
     return "skip: finished"
+
+
+def label_dry_run(recipe: Recipe, *, root: Path) -> str:
+    """How many (pair, dimension) rows the stage `label` would ask anew, take over and ask again, in words.
+
+    Raises RecipeError where no judge is asked, InputError where the corpus is not there yet.
+    """
+    if recipe.judge is None or recipe.labeller != "judge":
+        raise RecipeError(
+            f"recipe {recipe.name} asks no judge for its labels: its teacher's stored scores give them. "
+            "Add --judge openai, or use a recipe whose labeller is 'judge'."
+        )
+    from preceptor.judge.judges import open_judge
+    from preceptor.judge.label import label_forecast
+    from preceptor.policy import load_policy
+
+    corpus = read_record(root / "corpus" / recipe.version)
+    if corpus is None:
+        raise InputError(f"{root / 'corpus' / recipe.version}: no finished corpus. Run `--only corpus` first.")
+    judge = open_judge(recipe.judge, load_policy(recipe.policy), teacher=None, model=None)
+    out = root / "label" / recipe.version
+    found = label_forecast(judge, policy=recipe.policy, corpus=corpus, out=out)
+    return (
+        f"{out}, judge {judge.judge_id}: {found.num_new:,} rows new, {found.num_reused:,} reused, "
+        f"{found.num_stale:,} stale and asked again; nothing was asked"
+    )
 
 
 def finished_records(recipe: Recipe, *, root: Path) -> dict[str, Record]:

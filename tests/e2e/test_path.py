@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 import threading
@@ -190,9 +191,58 @@ def test_a_dry_run_says_what_it_would_do_and_does_nothing(
     assert not nowhere.exists()
 
 
+def test_examples_are_served_over_http_once_and_shown_in_the_report(
+    local_ray: None, stages: Stages, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = stages()
+    command = ["run", "tiny", "--root", str(root), "--serve-examples"]
+    assert main(command) == 0
+    assert capsys.readouterr().err.count("served over HTTP: score") == 3
+    rows = json.loads((root / "served" / "v1" / "examples.json").read_text())
+    bundle = load_bundle(root / "export" / "v1" / "bundle")
+    assert {row["bundle_id"] for row in rows} == {bundle.bundle_id}
+    assert len({row["document"] for row in rows}) == 3
+    assert all(math.isfinite(row["score"]) for row in rows)
+    assert rows[0]["document"] in (root / "report.html").read_text()
+
+    assert main(command) == 0
+    again = capsys.readouterr().err
+    assert again.count("served before: score") == 3 and "served over HTTP" not in again
+
+
+def test_a_reworded_dimension_is_what_label_would_ask(
+    local_ray: None, stages: Stages, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = stages("corpus", "calibrate", "label")
+    asked = ["tiny", "--root", str(root)]
+    assert main(["label", *asked, "--dry-run"]) == 0
+    labels = record_of(root, "label")
+    num_rows = 7 * labels.metrics["num_pairs"]
+    assert f"0 rows new, {num_rows:,} reused, 0 stale" in capsys.readouterr().out
+
+    policy = tmp_path / "policy"
+    shutil.copytree(POLICY_DIR, policy)
+    text = (policy / "rubric.toml").read_text()
+    anchor = load_policy(POLICY_DIR).rubric.dimension("pay").anchors[0]
+    (policy / "rubric.toml").write_text(text.replace(anchor, f"{anchor} Reworded."))
+    asked += ["--policy", str(policy), "--version", "v2"]
+    assert main(["label", *asked, "--dry-run"]) == 2
+    assert "--only corpus" in capsys.readouterr().err
+    for stage in ("corpus", "calibrate"):
+        assert main(["run", *asked, "--only", stage]) == 0
+    capsys.readouterr()
+    assert main(["label", *asked, "--dry-run"]) == 0
+    num_stale = labels.metrics["num_pairs"]
+    assert f"0 rows new, {num_rows - num_stale:,} reused, {num_stale:,} stale" in capsys.readouterr().out
+    assert main(["label", *asked]) == 0
+    again = read_record(root / "label" / "v2")
+    assert again is not None and again.metrics["num_rows_reused"] == num_rows - num_stale
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (("label", "demo", "--dry-run"), "asks no judge"),
         (("run", "tinny"), "shipped: tiny, demo"),
         (("run", "tiny", "--only", "labels"), "'labels'"),
         (("run", "tiny", "--from", "nowhere"), "'nowhere'"),

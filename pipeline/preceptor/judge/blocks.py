@@ -8,7 +8,7 @@ parts is done. All open blocks flow through one stream of the judge, so that its
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -32,7 +32,8 @@ from preceptor.contracts import (
 from preceptor.errors import RejectCeilingError, StageFailed
 from preceptor.judge.judges import prompt_hashes
 from preceptor.judge.progress import Progress
-from preceptor.judge.replies import Answers, Judge, Reply, is_passing, label_rows, score_rows, with_overall
+from preceptor.judge.replies import ASK, Answers, Judge, Reply, is_passing, label_rows, score_rows, with_overall
+from preceptor.judge.reuse import NOTHING, Asked, Earlier, Forecast, earlier_labels
 from preceptor.policy import Policy
 from preceptor.record import StageRun
 
@@ -61,6 +62,7 @@ class Tally:
     num_one_hot: int
     overall_grades: list[int]
     num_blocks_computed: int
+    num_rows_reused: int
 
 
 @dataclass(kw_only=True)
@@ -105,9 +107,33 @@ def judge_blocks(
         if block.name in done:
             rejected.update(_reasons(block, run.out))
     _hold_ceiling(rejected, num_rows, max_reject_share, judge)
+    num_reused = 0
     if pending:
-        _stream(judge, pending, rejected, num_rows, run=run, policy=policy, max_reject_share=max_reject_share)
-    return _tally(blocks, run.out, num_computed=len(pending))
+        num_reused = _stream(
+            judge, pending, rejected, num_rows, run=run, policy=policy, max_reject_share=max_reject_share
+        )
+    return _tally(blocks, run.out, num_computed=len(pending), num_reused=num_reused)
+
+
+def forecast(judge: Judge, blocks: Sequence[Block], *, out: Path, policy: Policy) -> Forecast:
+    """How many (pair, dimension) rows `judge_blocks` would ask anew, reuse, or ask again; it asks nothing."""
+    pending = [block for block in blocks if not _is_done(block, out, judge)]
+    known = _known(judge, pending, out=out, policy=policy)
+    num_rows = len(judge.dimensions) * sum(block.pairs.num_rows for block in blocks)
+    num_pending = len(judge.dimensions) * sum(block.pairs.num_rows for block in pending)
+    return Forecast(
+        num_new=num_pending - len(known.replies) - len(known.stale),
+        num_reused=num_rows - num_pending + len(known.replies),
+        num_stale=len(known.stale),
+    )
+
+
+def _known(judge: Judge, pending: Sequence[Block], *, out: Path, policy: Policy) -> Earlier:
+    # A hosted teacher answers with its logits, which no earlier label holds.
+    if judge.heads or not pending:
+        return NOTHING
+    pair_ids = {pair_id for block in pending for pair_id in block.pairs.column("pair_id").to_pylist()}
+    return earlier_labels(out, pair_ids=pair_ids, judge_id=judge.judge_id, prompt_hashes=prompt_hashes(judge, policy))
 
 
 def _stream(
@@ -119,12 +145,20 @@ def _stream(
     run: StageRun,
     policy: Policy,
     max_reject_share: float,
-) -> None:
-    """Send the `pending` blocks through the judge and write each as soon as its last answer is in."""
-    opened = {block.name: _opened(block, judge) for block in pending}
+) -> int:
+    """The number of rows that earlier versions answered, after the judge has answered the rest of the `pending` blocks.
+
+    Each block is written as soon as its last answer is in.
+    """
+    known = _known(judge, pending, out=run.out, policy=policy).replies
+    opened = {block.name: _opened(block, judge, known) for block in pending}
     home = {pair_id: block.name for block in pending for pair_id in block.pairs.column("pair_id").to_pylist()}
-    progress = Progress(stage=run.stage, num_rows=len(home) * len(judge.dimensions))
-    for answers in judge.grade(pa.concat_tables([block.pairs for block in pending])):
+    for name in [name for name, block in opened.items() if not block.waiting]:
+        rejected.update(_write(opened.pop(name), judge, run=run, policy=policy))
+    if not opened:
+        return len(known)
+    progress = Progress(stage=run.stage, num_rows=sum(len(block.waiting) for block in opened.values()))
+    for answers in judge.grade(pa.concat_tables([_to_ask(block, judge) for block in opened.values()])):
         progress.add(len(answers.replies), sum(reply.reason is not None for reply in answers.replies))
         for name in _take(answers, opened, home):
             rejected.update(_write(opened.pop(name), judge, run=run, policy=policy))
@@ -133,11 +167,23 @@ def _stream(
     if opened:
         num_missing = sum(len(block.waiting) for block in opened.values())
         raise StageFailed(f"{judge.judge_id} stopped with {num_missing} rows unanswered. Run the same command again.")
+    return len(known)
 
 
-def _opened(block: Block, judge: Judge) -> _Open:
-    pair_ids = block.pairs.column("pair_id").to_pylist()
-    return _Open(block=block, waiting={(pair_id, name) for pair_id in pair_ids for name in judge.dimensions})
+def _opened(block: Block, judge: Judge, known: Mapping[Asked, Reply]) -> _Open:
+    rows = {(pair_id, name) for pair_id in block.pairs.column("pair_id").to_pylist() for name in judge.dimensions}
+    held = sorted(rows & known.keys())
+    return _Open(block=block, waiting=rows - known.keys(), replies=[known[row] for row in held])
+
+
+def _to_ask(block: _Open, judge: Judge) -> pa.Table:
+    """The block's pairs that wait for something, with the dimensions each waits for."""
+    pairs = block.block.pairs
+    asks = [
+        [name for name in judge.dimensions if (pair_id, name) in block.waiting]
+        for pair_id in pairs.column("pair_id").to_pylist()
+    ]
+    return pairs.append_column(ASK, pa.array(asks, type=pa.list_(pa.string()))).filter(pa.array(map(bool, asks)))
 
 
 def _take(answers: Answers, opened: dict[str, _Open], home: dict[str, str]) -> list[str]:
@@ -196,7 +242,7 @@ def _hold_ceiling(rejected: Counter[str], num_rows: int, max_reject_share: float
     )
 
 
-def _tally(blocks: Sequence[Block], out: Path, *, num_computed: int) -> Tally:
+def _tally(blocks: Sequence[Block], out: Path, *, num_computed: int, num_reused: int) -> Tally:
     rejected: Counter[str] = Counter()
     num_labels, num_one_hot, mass = 0, 0, 0.0
     grades = np.zeros(NUM_GRADES, dtype=np.int64)
@@ -216,6 +262,7 @@ def _tally(blocks: Sequence[Block], out: Path, *, num_computed: int) -> Tally:
         num_one_hot=num_one_hot,
         overall_grades=grades.tolist(),
         num_blocks_computed=num_computed,
+        num_rows_reused=num_reused,
     )
 
 

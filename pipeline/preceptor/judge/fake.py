@@ -9,7 +9,7 @@ from typing import Final
 import pyarrow as pa
 
 from preceptor.contracts import NUM_GRADES, content_id
-from preceptor.judge.replies import NO_GRADE, Answers, Reply, graded, rejected
+from preceptor.judge.replies import NO_GRADE, Answers, Reply, asked_of, graded, pair_columns, rejected
 
 _BATCH: Final = 16
 _CONFIDENCE: Final = 0.8
@@ -32,11 +32,10 @@ class FakeJudge:
 
     def grade(self, pairs: pa.Table) -> Iterator[Answers]:
         """Answers in the order of `pairs`, a few pairs at a time."""
-        pair_ids = pairs.column("pair_id").to_pylist()
-        for start in range(0, len(pair_ids), _BATCH):
-            batch = pair_ids[start : start + _BATCH]
-            replies = tuple(self.answer(pair_id, dimension) for pair_id in batch for dimension in self.dimensions)
-            yield Answers(replies=replies, logits={})
+        for start in range(0, pairs.num_rows, _BATCH):
+            batch = pair_columns(pairs).slice(start, _BATCH).to_pylist()
+            asked = [(pair["pair_id"], name) for pair in batch for name in asked_of(pair, self.dimensions)]
+            yield Answers(replies=tuple(self.answer(pair_id, name) for pair_id, name in asked), logits={})
 
     def answer(self, pair_id: str, dimension: str) -> Reply:
         """The reply for one pair and dimension; always the same."""

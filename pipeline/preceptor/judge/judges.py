@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from pathlib import Path
+from typing import Final
 
-from preceptor.contracts import OVERALL
+from preceptor.contracts import OVERALL, content_id
 from preceptor.errors import InputError
 from preceptor.judge.fake import FakeJudge
 from preceptor.judge.hosted import HostedJudge, read_checkpoint
@@ -16,6 +18,8 @@ from preceptor.policy import Policy, prompt_hash
 from preceptor.ranker.backbones import resolve_backbone
 from preceptor.recipe import JudgeConfig
 from preceptor.record import Record
+
+_SAMPLE_BYTES: Final = 2**20
 
 
 def open_judge(config: JudgeConfig, policy: Policy, *, teacher: Record | None, model: str | None) -> Judge:
@@ -47,13 +51,38 @@ def open_judge(config: JudgeConfig, policy: Policy, *, teacher: Record | None, m
             policy=policy,
             dimensions=dimensions,
         )
+    loaded = model or resolve_backbone(config.model)
     return VllmJudge(
-        judge_id=f"vllm:{Path(config.model).name}",
-        model=model or resolve_backbone(config.model),
+        judge_id=f"vllm:{Path(config.model).name}@{revision_of(loaded)}",
+        model=loaded,
         policy=policy,
         dimensions=dimensions,
         engine=config.engine,
     )
+
+
+def revision_of(model: str) -> str:
+    """Which weights `model` stands for, in 8 hex digits: a hub's commit, or a hash of a directory's files.
+
+    Of a file over 2 MiB only the size and its first and last MiB count: seven billion weights are not read for a name.
+    Empty where a hub's model is not on this disk yet.
+    """
+    folder = Path(model)
+    if not folder.is_dir():
+        from huggingface_hub import try_to_load_from_cache
+
+        found = try_to_load_from_cache(model, "config.json")
+        return Path(found).parent.name[:8] if isinstance(found, str) else ""
+    files = sorted(file for file in folder.iterdir() if file.suffix in (".json", ".safetensors", ".bin"))
+    return content_id(*(part for file in files for part in (file.name, *_sampled(file))))[:8]
+
+
+def _sampled(file: Path) -> tuple[str, str]:
+    size = file.stat().st_size
+    with file.open("rb") as source:
+        first = source.read(_SAMPLE_BYTES)
+        source.seek(max(size - _SAMPLE_BYTES, 0))
+        return str(size), hashlib.blake2b(first + source.read(), digest_size=8).hexdigest()
 
 
 def prompt_hashes(judge: Judge, policy: Policy) -> dict[str, str]:

@@ -12,9 +12,10 @@ import pyarrow.compute as pc
 
 from preceptor.contracts import PAIRS, read_table
 from preceptor.errors import InputError, JudgeRefused
-from preceptor.judge.blocks import blocks_of, judge_blocks, ordered
+from preceptor.judge.blocks import blocks_of, forecast, judge_blocks, ordered
 from preceptor.judge.judges import open_judge
 from preceptor.judge.replies import Judge
+from preceptor.judge.reuse import Forecast
 from preceptor.policy import Policy, load_policy
 from preceptor.recipe import JudgeConfig
 from preceptor.record import Record, begin
@@ -47,8 +48,9 @@ def label(
 ) -> Record:
     """The record of labelling the corpus pairs of `splits`: each (pair, dimension) once, as a label or as a reject.
 
-    A hosted teacher also leaves the raw logits of all its heads in ``scores/``. A rerun after a crash computes
-    only blocks that are not whole, and blocks with rejects that another try may cure. `judge` stands in for the one
+    A label that another version in `out`'s folder gave, and that still holds (`preceptor.judge.reuse`), is taken over.
+    A hosted teacher also leaves the raw logits of all its heads in ``scores/``. A rerun after a crash computes only
+    blocks that are not whole, and blocks with rejects that another try may cure. `judge` stands in for the one
     `config` names. Raises JudgeRefused unless `calibration` passed for this very judge and policy, RejectCeilingError
     above `config.max_reject_share`, InputError where `splits` hold no pair, StageFailed where the engine gives up.
     """
@@ -80,8 +82,23 @@ def label(
             "overall_grades": tally.overall_grades,
             "num_blocks": len(blocks),
             "num_blocks_computed": tally.num_blocks_computed,
+            "num_rows_reused": tally.num_rows_reused,
         },
     )
+
+
+def label_forecast(
+    judge: Judge,
+    *,
+    policy: Path,
+    corpus: Record,
+    splits: Sequence[str] = ("train",),
+    pairs_per_block: int = PAIRS_PER_BLOCK,
+    out: Path,
+) -> Forecast:
+    """What `label` would ask, reuse and ask again, had it the same arguments; nothing is asked or written."""
+    blocks = blocks_of(pool_pairs(corpus.path / "pairs", splits), pairs_per_block=pairs_per_block)
+    return forecast(judge, blocks, out=out, policy=load_policy(policy))
 
 
 def require_calibrated(judge: Judge, calibration: Record, policy: Policy) -> None:

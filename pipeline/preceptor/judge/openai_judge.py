@@ -19,8 +19,10 @@ from preceptor.judge.replies import (
     UNREADABLE,
     Answers,
     Reply,
+    asked_of,
     graded,
     one_hot,
+    pair_columns,
     rejected,
 )
 from preceptor.policy import Policy, messages
@@ -74,9 +76,7 @@ class OpenAIJudge:
 
         # Two rounds of requests per batch: enough to hide the slowest, few enough to lose little with a worker.
         batch_size = max(1, 2 * self.endpoint.max_concurrency // max(len(self.dimensions), 1))
-        asked = dataset_of(
-            pairs.select(["pair_id", "query", "profile", "document"]), rows_per_block=batch_size
-        ).map_batches(
+        asked = dataset_of(pair_columns(pairs), rows_per_block=batch_size).map_batches(
             EndpointWorker,
             fn_constructor_kwargs={
                 "endpoint": self.endpoint,
@@ -104,7 +104,7 @@ class EndpointWorker:
         self.dialect = Dialect()
 
     def __call__(self, pairs: pa.Table) -> pa.Table:
-        """A row for every pair and dimension: grade masses, or the reason for having none."""
+        """A row for every pair and dimension it is to be asked: grade masses, or the reason for having none."""
         return self.runner.run(self._ask_all(pairs))
 
     async def _ask_all(self, pairs: pa.Table) -> pa.Table:
@@ -118,7 +118,8 @@ class EndpointWorker:
                 found = await ask(self.client, self.endpoint, self.dialect, asked)
             return {"pair_id": pair["pair_id"], "dimension": dimension, **found}
 
-        rows = await asyncio.gather(*(one(pair, name) for pair in pairs.to_pylist() for name in self.dimensions))
+        wanted = [(pair, name) for pair in pairs.to_pylist() for name in asked_of(pair, self.dimensions)]
+        rows = await asyncio.gather(*(one(pair, name) for pair, name in wanted))
         return pa.Table.from_pylist(list(rows), schema=_SCHEMA)
 
 

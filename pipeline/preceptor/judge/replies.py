@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 MIN_LABEL_MASS: Final = 0.001
 """A reply with less probability than this on the five grades together is no grade."""
 
+ASK: Final = "ask"
+"""A column beside PAIRS: the dimensions to ask of the pair."""
+
 NO_GRADE: Final = "not a grade"
 OVER_LONG: Final = "over-long"
 TIMEOUT: Final = "timeout"
@@ -79,7 +82,23 @@ class Judge(Protocol):
         """The heads whose raw logits come along; empty unless a teacher is hosted."""
 
     def grade(self, pairs: pa.Table) -> Iterator[Answers]:
-        """Answers for the rows of `pairs` (PAIRS), streamed as they come."""
+        """Answers for the rows of `pairs` (PAIRS), streamed as they come.
+
+        A list column `ASK` names the dimensions to ask of each pair, where not all are wanted; a judge may answer more.
+        """
+
+
+def asked_of(pair: Mapping[str, Any], dimensions: Sequence[str]) -> Sequence[str]:
+    """The dimensions that `pair`, a row, is to be asked: those of its column `ASK`, or all of `dimensions`."""
+    asked: Sequence[str] | None = pair.get(ASK)
+    return dimensions if asked is None else asked
+
+
+def pair_columns(pairs: pa.Table) -> pa.Table:
+    """The columns of `pairs` that a judge reads."""
+    return pairs.select(
+        [name for name in ("pair_id", "query", "profile", "document", ASK) if name in pairs.column_names]
+    )
 
 
 def graded(pair_id: str, dimension: str, masses: Sequence[float], *, raw: str | None = None, attempt: int = 1) -> Reply:

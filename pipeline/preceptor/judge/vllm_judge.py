@@ -16,7 +16,7 @@ import pyarrow as pa
 from preceptor.contracts import NUM_GRADES
 from preceptor.errors import InputError
 from preceptor.judge.engine import ERROR, Row, over_long, reason_of, run_engine
-from preceptor.judge.replies import Answers, Reply, graded, rejected
+from preceptor.judge.replies import Answers, Reply, asked_of, graded, pair_columns, rejected
 from preceptor.policy import Policy, messages
 from preceptor.recipe import EngineConfig
 
@@ -38,7 +38,7 @@ class VllmJudge:
     def grade(self, pairs: pa.Table) -> Iterator[Answers]:
         """Answers for `pairs`; label mass is the true probability of the five digits."""
         batches = run_engine(
-            pairs.select(["pair_id", "query", "profile", "document"]),
+            pair_columns(pairs),
             model=self.model,
             engine=self.engine,
             task="generate",
@@ -70,9 +70,9 @@ class PromptRenderer:
         self.grade_tokens = grade_token_ids(self.tokenizer, model)
 
     def __call__(self, pairs: pa.Table) -> pa.Table:
-        """A row for every pair and dimension, a pair's dimensions together."""
+        """A row for every pair and dimension it is to be asked, a pair's dimensions together."""
         return pa.Table.from_pylist(
-            [self._row(pair, dimension) for pair in pairs.to_pylist() for dimension in self.dimensions]
+            [self._row(pair, name) for pair in pairs.to_pylist() for name in asked_of(pair, self.dimensions)]
         )
 
     def _row(self, pair: Row, dimension: str) -> Row:

@@ -38,8 +38,25 @@ def system_prompt(policy: Policy) -> str:
 
 
 def prompt_hash(policy: Policy, dimension: str) -> str:
-    """16 hex digits that change with anything a judge reads for this dimension, apart from the pair."""
-    return content_id(json.dumps(messages(policy, dimension, query="", profile="", document="")))
+    """16 hex digits that change with what a prompt says of this dimension, apart from the pair.
+
+    That is the instructions, the grades' names, the dimension's question and anchors, and of each precedent shown its
+    pair, its grade on the dimension and its reason. The wording of other dimensions, although it stands in the same
+    prompt, does not count: otherwise any change would make every label stale. For 'overall' everything counts.
+    """
+    rubric = policy.rubric
+    if dimension == OVERALL:
+        return content_id(json.dumps(messages(policy, OVERALL, query="", profile="", document="")))
+    by_id = {precedent.id: precedent for precedent in policy.precedents}
+    shown = [by_id[name] for name in rubric.shown]
+    said = [
+        rubric.instructions,
+        *rubric.grade_names,
+        _dimension_text(rubric.dimension(dimension)),
+        ANSWER,
+        *(f"{_pair_text(p.query, p.profile, p.document)}\n{p.grades[dimension]}. {p.reason}" for p in shown),
+    ]
+    return content_id(*said)
 
 
 def num_tokens_about(policy: Policy, dimension: str) -> int:
