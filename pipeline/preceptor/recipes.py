@@ -118,8 +118,8 @@ def demo() -> Recipe:
 def jobmatch() -> Recipe:
     """Real occupations and postings (O*NET, ESCO, their crosswalk); clicks simulated. Reranks MiniLM's candidates.
 
-    The floor asks only that the teacher agree with the crosswalk better than chance: 4 of 5 of the candidates it is
-    calibrated on are not listed there and count as grade 0. A product would ask for far more.
+    The floor is low: 4 of 5 of the candidates that the teacher is calibrated on are not listed in the crosswalk and
+    count as grade 0. A product would ask for far more.
     """
     backbone = BackboneConfig(source="smollm2-135m", num_layers=10, max_prefix_tokens=112, max_document_tokens=112)
     train = TrainConfig(
@@ -137,7 +137,7 @@ def jobmatch() -> Recipe:
         recipe,
         name="jobmatch",
         source=JobmatchConfig(data=DATA, num_train_candidates=8, num_candidates=50),
-        judge=replace(recipe.judge, dimensions=(OVERALL,), floor=0.0),
+        judge=replace(recipe.judge, dimensions=(OVERALL,), floor=0.2),
         relevance=TeacherConfig(backbone=backbone, train=train, listwise=2.0),
         engagement=TeacherConfig(backbone=replace(backbone, num_layers=6), train=replace(unsharded, num_steps=100)),
         distill=replace(recipe.distill, num_layers=5, train=replace(unsharded, num_steps=250)),
