@@ -206,6 +206,7 @@ def finished_records(recipe: Recipe, *, root: Path) -> dict[str, Record]:
 def report(recipe: Recipe, records: Mapping[str, Record], *, root: Path) -> Path:
     """The report's file, after writing it and printing its headline table."""
     from rich.console import Console
+    from rich.markdown import Markdown
 
     from preceptor.evaluation.report import summary_table, write_report
 
@@ -223,7 +224,11 @@ def report(recipe: Recipe, records: Mapping[str, Record], *, root: Path) -> Path
         notes=notes(recipe),
         examples=json.loads(served.read_text()) if served.is_file() else [],
     )
-    Console(file=sys.stderr).print(summary_table(records, gate))
+    console = Console(file=sys.stderr)
+    console.print(summary_table(records, gate))
+    for stage in ("rerank_report", "headline_report"):
+        if stage in records:
+            console.print(Markdown((records[stage].path / "table.md").read_text()))
     return file
 
 
