@@ -202,8 +202,8 @@ def run_app(bundle: Path, *, host: str = "127.0.0.1", port: int = 8000, block: b
         raise StageFailed(f"{bundle}: the application did not start; the replica's log above says why.") from error
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     _wait_ready(url, deadline_s=60.0)
-    print(f"serving {bundle} at {url}\ntry: {_example(url)}", flush=True)
     if block:
+        print(f"serving {bundle} at {url}\ntry: {_example(url)}", flush=True)
         with contextlib.suppress(KeyboardInterrupt):
             threading.Event().wait()
         serve.shutdown()

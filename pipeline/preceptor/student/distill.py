@@ -80,12 +80,12 @@ def score_examples(scores: Path, *, temperature: float) -> Iterator[dict[str, An
             if row["head"] == OVERALL:
                 if len(row["logits"]) != NUM_GRADES:
                     raise InputError(
-                        f"{scores}: head '{OVERALL}' of pair {row['pair_id']} has {len(row['logits'])} logits, "
-                        f"expected {NUM_GRADES}. Score the pairs again with this version."
+                        f"{scores}: head '{OVERALL}' of pair {row['pair_id']}: expected {NUM_GRADES} logits, "
+                        f"got {len(row['logits'])}. Score the pairs again with this version."
                     )
-                target = softmax([logit / temperature for logit in row["logits"]])
+                target = list(softmax([logit / temperature for logit in row["logits"]]))
             elif len(row["logits"]) == 1:
-                target = (sigmoid(row["logits"][0]),)
+                target = [sigmoid(row["logits"][0])]
             else:
                 continue
             yield {"pair_id": row["pair_id"], "head": row["head"], "target": target, "weight": 1.0}
