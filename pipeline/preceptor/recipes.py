@@ -69,7 +69,7 @@ def demo() -> Recipe:
 
     The teachers start from the lowest 6 of its 30 layers: in the same training time they see about twice the pairs that
     10 layers do (bench/RESULTS.md). The relevance teacher is sharded over two workers, as on a cluster; the others
-    train with one worker of two threads, which on two cores takes 0.72 s for a step of 0.96 s.
+    train with one worker of two threads, whose step takes 0.7 of the time on two cores (bench/train_step.py).
     """
     backbone = BackboneConfig(source="smollm2-135m", num_layers=6, max_prefix_tokens=96, max_document_tokens=96)
     relevance = TrainConfig(

@@ -117,8 +117,8 @@ def shared_prefix_attention(
 def _attend(query: Tensor, key: Tensor, value: Tensor, *, visible: Tensor, scale: float) -> Tensor:
     """Attention of `query` [R, A, C, E] over `key` and `value` [R, A, X, E] where `visible` is true.
 
-    Written out where a CPU trains: for pieces this short torch's fused backward is slower (measured on 2 cores, 6
-    layers, 16 documents: a step of 0.71 to 0.88 s with it, 0.60 to 0.67 s written out; scoring is the same).
+    Written out where a CPU trains: for pieces this short torch's fused backward is slower, 1.33 times for a step of 6
+    layers on 2 cores (bench/train_step.py); scoring is the same.
     """
     if query.device.type != "cpu" or not torch.is_grad_enabled():
         return scaled_dot_product_attention(query, key, value, attn_mask=visible, scale=scale)
