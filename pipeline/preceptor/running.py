@@ -226,9 +226,9 @@ def report(recipe: Recipe, records: Mapping[str, Record], *, root: Path) -> Path
     )
     console = Console(file=sys.stderr)
     console.print(summary_table(records, gate))
-    for stage in ("rerank_report", "headline_report"):
-        if stage in records:
-            console.print(Markdown((records[stage].path / "table.md").read_text()))
+    for record in records.values():
+        if (table := record.path / "table.md").is_file():
+            console.print(Markdown(table.read_text()))
     return file
 
 

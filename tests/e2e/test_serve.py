@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import pytest
 
 from preceptor.bundle import TOLERANCE, Bundle, load_bundle
 from preceptor.errors import InputError
+from preceptor.running import free_port
 
 pytestmark = pytest.mark.e2e
 
@@ -27,12 +27,6 @@ DOCUMENTS = [
 
 def body(**changes: object) -> dict[str, Any]:
     return {"json": {"query": QUERY, "profile": PROFILE, "documents": DOCUMENTS} | changes}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import httpx
 import psutil
@@ -41,7 +40,7 @@ def cluster() -> Iterator[str]:
         # `python` in an entry point is the cluster's.
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }
-    dashboard = free_port()
+    dashboard, agent = free_port(), free_port()
     # The agent takes the jobs. Its default port is fixed, and the other tests' cluster holds it: an agent that cannot
     # have its port stays alive without answering.
     options = {
@@ -50,7 +49,7 @@ def cluster() -> Iterator[str]:
         "--port": free_port(),
         "--dashboard-host": "127.0.0.1",
         "--dashboard-port": dashboard,
-        "--dashboard-agent-listen-port": free_port(),
+        "--dashboard-agent-listen-port": agent,
         "--object-store-memory": 2**28,
         "--temp-dir": folder,
     }
@@ -62,22 +61,24 @@ def cluster() -> Iterator[str]:
         )
     try:
         url = f"http://127.0.0.1:{dashboard}"
-        wait_until_up(url, process, folder / "cluster.log")
+        wait_until_up(f"{url}/api/version", process, folder / "cluster.log")
+        wait_until_up(f"http://127.0.0.1:{agent}/api/local_raylet_healthz", process, folder / "cluster.log")
         yield url
     finally:
-        # All at once: `ray start`, asked to end, waits 30 s for them one after the other.
-        family = [*psutil.Process(process.pid).children(recursive=True), process]
-        for member in family:
-            member.kill()
-        process.wait(timeout=60)
+        if process.poll() is None:
+            # All at once: `ray start`, asked to end, waits 30 s for them one after the other.
+            for member in [*psutil.Process(process.pid).children(recursive=True), process]:
+                member.kill()
+            process.wait(timeout=60)
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def wait_until_up(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    """Nothing, once `url` answers; a port that opens gives no event, so it is asked again and again."""
     end_s = time.monotonic() + 60
     while time.monotonic() < end_s and process.poll() is None:
         with suppress(httpx.HTTPError):
-            if httpx.get(f"{url}/api/version", timeout=5).is_success:
+            if httpx.get(url, timeout=5).is_success:
                 return
         time.sleep(0.2)
     pytest.fail(f"the cluster did not start: {log.read_text()}")
@@ -89,22 +90,10 @@ def client(cluster: str, monkeypatch: pytest.MonkeyPatch) -> JobSubmissionClient
     return JobSubmissionClient(cluster)
 
 
-def submitted(client: JobSubmissionClient, entrypoint: str, runtime_env: dict[str, Any]) -> str:
-    """The job's id. A dashboard answers before its node's agent, which takes the jobs, has registered."""
-    end_s = time.monotonic() + 90
-    while True:
-        try:
-            return client.submit_job(entrypoint=entrypoint, runtime_env=runtime_env)
-        except RuntimeError as error:
-            if "No available agent" not in str(error) or time.monotonic() > end_s:
-                raise
-            time.sleep(0.5)
-
-
 def run_to_the_end(client: JobSubmissionClient, entrypoint: str) -> tuple[JobStatus, str]:
     """How the job ended, and what it printed."""
     runtime_env = yaml.safe_load((REPOSITORY / "jobs" / "runtime_env.yaml").read_text())
-    job = submitted(client, entrypoint, {**runtime_env, "working_dir": str(REPOSITORY)})
+    job = client.submit_job(entrypoint=entrypoint, runtime_env={**runtime_env, "working_dir": str(REPOSITORY)})
 
     async def logs() -> str:
         return "".join([lines async for lines in client.tail_job_logs(job)])

@@ -32,8 +32,9 @@ class FakeJudge:
 
     def grade(self, pairs: pa.Table) -> Iterator[Answers]:
         """Answers in the order of `pairs`, a few pairs at a time."""
-        for start in range(0, pairs.num_rows, _BATCH):
-            batch = pair_columns(pairs).slice(start, _BATCH).to_pylist()
+        read = pair_columns(pairs)
+        for start in range(0, read.num_rows, _BATCH):
+            batch = read.slice(start, _BATCH).to_pylist()
             asked = [(pair["pair_id"], name) for pair in batch for name in asked_of(pair, self.dimensions)]
             yield Answers(replies=tuple(self.answer(pair_id, name) for pair_id, name in asked), logits={})
 
