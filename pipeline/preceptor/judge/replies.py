@@ -9,7 +9,7 @@ import itertools
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, reduce
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -59,15 +59,55 @@ class Reply:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Usage:
+    """What answers took: tokens read (of those, found in a prefix cache), tokens written, and money."""
+
+    num_prompt_tokens: int = 0
+    num_cached_tokens: int = 0
+    num_generated_tokens: int = 0
+    cost_usd: float = 0.0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            num_prompt_tokens=self.num_prompt_tokens + other.num_prompt_tokens,
+            num_cached_tokens=self.num_cached_tokens + other.num_cached_tokens,
+            num_generated_tokens=self.num_generated_tokens + other.num_generated_tokens,
+            cost_usd=self.cost_usd + other.cost_usd,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Answers:
-    """Replies that arrived together, and, from a hosted teacher, the raw logits of each head by pair."""
+    """Replies to one block of pairs, the raw logits of each head by pair where a teacher is hosted, and what it took."""
 
     replies: tuple[Reply, ...]
-    logits: Mapping[str, Mapping[str, Sequence[float]]]
+    logits: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
+    usage: Usage = field(default_factory=Usage)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workers:
+    """The Ray actors that ask a judge: how many, what each reserves, and how many blocks each works on at once."""
+
+    num_actors: int
+    cpus: float
+    gpus: int = 0
+    blocks_in_flight: int = 2
+    env: Mapping[str, str] = field(default_factory=dict)
+
+
+class Grader(Protocol):
+    """A judge that is ready to be asked: its engine is running, its client connected. It lives in one actor."""
+
+    async def grade(self, pairs: pa.Table) -> Answers:
+        """A reply for every pair and dimension asked, failed ones too; only a grader that is beyond help raises.
+
+        `pairs` holds pair_id, query, profile, document, and a list column `ASK` where not all dimensions are wanted.
+        """
 
 
 class Judge(Protocol):
-    """A measuring device: each pair is answered once on each of `dimensions`, in any order."""
+    """A measuring device: each pair is answered once on each of `dimensions`. It is small and travels by pickle."""
 
     @property
     def judge_id(self) -> str:
@@ -81,11 +121,12 @@ class Judge(Protocol):
     def heads(self) -> tuple[str, ...]:
         """The heads whose raw logits come along; empty unless a teacher is hosted."""
 
-    def grade(self, pairs: pa.Table) -> Iterator[Answers]:
-        """Answers for the rows of `pairs` (PAIRS), streamed as they come.
+    @property
+    def workers(self) -> Workers | None:
+        """What Ray gives it; None where it answers at once, in the process that asks."""
 
-        A list column `ASK` names the dimensions to ask of each pair, where not all are wanted; a judge may answer more.
-        """
+    def open(self) -> Grader:
+        """The grader, in the process that calls this."""
 
 
 def asked_of(pair: Mapping[str, Any], dimensions: Sequence[str]) -> Sequence[str]:
