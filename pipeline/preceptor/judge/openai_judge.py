@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Final
 import pyarrow as pa
 
 from preceptor.contracts import NUM_GRADES
-from preceptor.judge.engine import dataset_of, stream
 from preceptor.judge.replies import (
     TIMEOUT,
     UNREACHABLE,

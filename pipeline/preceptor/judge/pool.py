@@ -94,7 +94,7 @@ def lay_pool(
     pairs_per_block: int = PAIRS_PER_BLOCK,
     pairs_per_shard: int = PAIRS_PER_SHARD,
 ) -> Pool:
-    """The pool of `tables` (PAIRS, about `num_pairs` rows in all, each pair kept once), written to the directory `path`.
+    """The pool of `tables` (PAIRS, about `num_pairs` rows, each pair kept once), written to the directory `path`.
 
     A pool that is already there is taken as it is. `tables` is read once, as a stream.
     """

@@ -84,7 +84,7 @@ class Usage:
 
 @dataclass(frozen=True, kw_only=True)
 class Answers:
-    """Replies to one block of pairs, the raw logits of each head by pair where a teacher is hosted, and what it took."""
+    """Replies to a block of pairs, the raw logits of each head by pair where a teacher is hosted, and what it took."""
 
     replies: tuple[Reply, ...]
     logits: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)

@@ -127,7 +127,7 @@ class Guard:
             )
         if self.is_spent(total):
             raise SpendCeilingError(
-                f"{self.judge.judge_id}: {total.usage.cost_usd:.2f} USD spent, max_cost_usd is {self.max_cost_usd:.2f}; "
+                f"{self.judge.judge_id}: {total.usage.cost_usd:.2f} USD spent of max_cost_usd {self.max_cost_usd:.2f}. "
                 f"{total.num_pairs:,} pairs are whole and kept. Raise max_cost_usd and run the same command to go on."
             )
 
