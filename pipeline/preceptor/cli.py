@@ -113,6 +113,10 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--judge", choices=("openai",), help="label with an OpenAI-compatible endpoint")
     parser.add_argument("--base-url", help="the endpoint, such as http://127.0.0.1:8000/v1")
     parser.add_argument("--judge-model", help="the model's name at the endpoint")
+    parser.add_argument(
+        "--metrics-port", type=int, metavar="PORT", help="serve rows, rejects, tokens and cost to Prometheus meanwhile"
+    )
+    parser.add_argument("--metrics-host", default="127.0.0.1", help="interface for that (default: 127.0.0.1)")
 
 
 def _whole(text: str) -> int:
@@ -224,29 +228,32 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from preceptor.running import dry_run, run_steps
+    from preceptor.running import dry_run, run_steps, watching
 
     recipe = _recipe(arguments)
     root = (arguments.root or Path("runs") / recipe.name).resolve()
-    steps = choose(make_plan(recipe), only=arguments.only, start=arguments.start)
     if arguments.dry_run:
+        steps = choose(make_plan(recipe), only=arguments.only, start=arguments.start)
         print(dry_run(recipe, steps, root=root))
         return 0
-    run_steps(recipe, steps, root=root, serve=arguments.serve_examples)
+    with watching(host=arguments.metrics_host, port=arguments.metrics_port) as watch:
+        steps = choose(make_plan(recipe, watch=watch), only=arguments.only, start=arguments.start)
+        run_steps(recipe, steps, root=root, serve=arguments.serve_examples)
     shown = arguments.root or Path("runs") / recipe.name
     print(f"{recipe.name}: ok {shown / 'report.html'}")
     return 0
 
 
 def _label(arguments: argparse.Namespace) -> int:
-    from preceptor.running import label_dry_run, run_steps
+    from preceptor.running import label_dry_run, run_steps, watching
 
     recipe = _recipe(arguments)
     root = (arguments.root or Path("runs") / recipe.name).resolve()
     if arguments.dry_run:
         print(label_dry_run(recipe, root=root))
         return 0
-    run_steps(recipe, choose(make_plan(recipe), only="label", start=None), root=root)
+    with watching(host=arguments.metrics_host, port=arguments.metrics_port) as watch:
+        run_steps(recipe, choose(make_plan(recipe, watch=watch), only="label", start=None), root=root)
     print(f"label: ok {root / 'label' / recipe.version}")
     return 0
 

@@ -34,6 +34,7 @@ from preceptor.judge.judges import prompt_hashes
 from preceptor.judge.progress import Progress
 from preceptor.judge.replies import ASK, Answers, Judge, Reply, is_passing, label_rows, score_rows, with_overall
 from preceptor.judge.reuse import NOTHING, Asked, Earlier, Forecast, earlier_labels
+from preceptor.judge.watch import Watch
 from preceptor.policy import Policy
 from preceptor.record import StageRun
 
@@ -91,7 +92,13 @@ def blocks_of(pairs: pa.Table, *, pairs_per_block: int) -> list[Block]:
 
 
 def judge_blocks(
-    judge: Judge, blocks: Sequence[Block], *, run: StageRun, policy: Policy, max_reject_share: float
+    judge: Judge,
+    blocks: Sequence[Block],
+    *,
+    run: StageRun,
+    policy: Policy,
+    max_reject_share: float,
+    watch: Watch | None = None,
 ) -> Tally:
     """The tally of all `blocks`, after judging those that are not done and writing their parts under `run.out`.
 
@@ -110,7 +117,7 @@ def judge_blocks(
     num_reused = 0
     if pending:
         num_reused = _stream(
-            judge, pending, rejected, num_rows, run=run, policy=policy, max_reject_share=max_reject_share
+            judge, pending, rejected, num_rows, run=run, policy=policy, max_reject_share=max_reject_share, watch=watch
         )
     return _tally(blocks, run.out, num_computed=len(pending), num_reused=num_reused)
 
@@ -145,6 +152,7 @@ def _stream(
     run: StageRun,
     policy: Policy,
     max_reject_share: float,
+    watch: Watch | None,
 ) -> int:
     """The number of rows that earlier versions answered, after the judge has answered the rest of the `pending` blocks.
 
@@ -157,13 +165,14 @@ def _stream(
         rejected.update(_write(opened.pop(name), judge, run=run, policy=policy))
     if not opened:
         return len(known)
-    progress = Progress(stage=run.stage, num_rows=sum(len(block.waiting) for block in opened.values()))
-    for answers in judge.grade(pa.concat_tables([_to_ask(block, judge) for block in opened.values()])):
-        progress.add(len(answers.replies), sum(reply.reason is not None for reply in answers.replies))
-        for name in _take(answers, opened, home):
-            rejected.update(_write(opened.pop(name), judge, run=run, policy=policy))
-            _hold_ceiling(rejected, num_rows, max_reject_share, judge)
-    progress.close()
+    num_waiting = sum(len(block.waiting) for block in opened.values())
+    with Progress(stage=run.stage, num_rows=num_waiting, judge=judge.judge_id, watch=watch) as progress:
+        for answers in judge.grade(pa.concat_tables([_to_ask(block, judge) for block in opened.values()])):
+            reasons = Counter(reply.reason for reply in answers.replies if reply.reason is not None)
+            progress.add(len(answers.replies), reasons, answers.usage)
+            for name in _take(answers, opened, home):
+                rejected.update(_write(opened.pop(name), judge, run=run, policy=policy))
+                _hold_ceiling(rejected, num_rows, max_reject_share, judge)
     if opened:
         num_missing = sum(len(block.waiting) for block in opened.values())
         raise StageFailed(f"{judge.judge_id} stopped with {num_missing} rows unanswered. Run the same command again.")

@@ -19,6 +19,7 @@ from preceptor.evaluation.metrics import bootstrap, confusion, quadratic_kappa
 from preceptor.judge.blocks import blocks_of, judge_blocks, only_pairs, ordered
 from preceptor.judge.judges import open_judge
 from preceptor.judge.replies import Judge
+from preceptor.judge.watch import Watch
 from preceptor.policy import load_policy
 from preceptor.recipe import JudgeConfig
 from preceptor.record import Record, begin
@@ -58,6 +59,7 @@ def calibrate(
     teacher: Record | None = None,
     model: str | None = None,
     judge: Judge | None = None,
+    watch: Watch | None = None,
     out: Path,
 ) -> Record:
     """The record of judging golden's calibration pairs; `metrics["passed"]` says whether the judge may label.
@@ -76,7 +78,7 @@ def calibrate(
     device = judge if judge is not None else open_judge(config, loaded, teacher=teacher, model=model)
     pairs = ordered(only_pairs(golden))
     blocks = blocks_of(pairs, pairs_per_block=_PAIRS_PER_BLOCK)
-    tally = judge_blocks(device, blocks, run=run, policy=loaded, max_reject_share=config.max_reject_share)
+    tally = judge_blocks(device, blocks, run=run, policy=loaded, max_reject_share=config.max_reject_share, watch=watch)
     labels = pa.concat_tables([read_table(block.part(run.out, "labels"), LABELS) for block in blocks])
     return run.finish(
         num_rows_in=tally.num_labels + sum(tally.rejected.values()),

@@ -6,6 +6,7 @@ teacher says of them is stored once. Whether it may label is decided afterwards,
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +26,8 @@ from preceptor.contracts import (
 from preceptor.errors import InputError, RejectCeilingError, StageFailed
 from preceptor.judge.hosted import read_checkpoint, score_hosted
 from preceptor.judge.progress import Progress
-from preceptor.judge.replies import Answers, Reply, graded, rejected, score_rows
+from preceptor.judge.replies import Answers, Reply, Usage, graded, rejected, score_rows
+from preceptor.judge.watch import Watch
 from preceptor.logits import softmax
 from preceptor.ranker.score_stage import block_up, collect_pairs
 from preceptor.recipe import EngineConfig, PairSet
@@ -53,7 +55,7 @@ class _Open:
     rejects: list[dict[str, Any]] = field(default_factory=list)
 
 
-def host(config: HostConfig, *, corpus: Record, teacher: Record, out: Path) -> Record:
+def host(config: HostConfig, *, corpus: Record, teacher: Record, watch: Watch | None = None, out: Path) -> Record:
     """The record of the teacher's raw logits in ``scores/`` and of the pairs it failed on in ``rejects/``.
 
     Every pair of the sets is in one of the two. A rerun computes only blocks that are not whole. Raises
@@ -68,7 +70,7 @@ def host(config: HostConfig, *, corpus: Record, teacher: Record, out: Path) -> R
     blocks = {content_id(*(row["pair_id"] for row in block)): block for block in block_up(pairs)}
     missing = {name: block for name, block in blocks.items() if not _part(out, "rejects", name).is_file()}
     if missing:
-        _stream(missing, teacher.path / "model", config, out)
+        _stream(missing, teacher.path / "model", config, out, watch)
     rejected_rows = [row for table in iter_tables(out / "rejects", REJECTS) for row in table.to_pylist()]
     reasons: dict[str, int] = {}
     for row in rejected_rows:
@@ -81,25 +83,27 @@ def host(config: HostConfig, *, corpus: Record, teacher: Record, out: Path) -> R
     return run.finish(num_rows_in=len(pairs), num_rows_kept=len(pairs) - len(rejected_rows), rejected=reasons)
 
 
-def _stream(blocks: dict[str, list[dict[str, str]]], checkpoint: Path, config: HostConfig, out: Path) -> None:
+def _stream(
+    blocks: dict[str, list[dict[str, str]]], checkpoint: Path, config: HostConfig, out: Path, watch: Watch | None
+) -> None:
     """Write the parts of each block as soon as its last pair is answered; rejects last, which makes it whole."""
     home = {row["pair_id"]: name for name, block in blocks.items() for row in block}
     opened = {name: _Open(waiting={row["pair_id"] for row in block}) for name, block in blocks.items()}
-    progress = Progress(stage="host", num_rows=len(home))
     table = rows_to_table((row for block in blocks.values() for row in block), PAIRS)
-    for batch in score_hosted(checkpoint, table, config.engine):
-        progress.add(len(batch.logits) + len(batch.rejects), len(batch.rejects))
-        for pair_id, logits in batch.logits.items():
-            opened[home[pair_id]].logits[pair_id] = logits
-        for pair_id, reason, raw in batch.rejects:
-            row = {"id": pair_id, "stage": "host", "reason": reason, "raw": (raw or "")[:_MAX_RAW], "attempt": 1}
-            opened[home[pair_id]].rejects.append(row)
-        answered = {*batch.logits, *(pair_id for pair_id, _, _ in batch.rejects)}
-        for name in {home[pair_id] for pair_id in answered}:
-            opened[name].waiting -= answered
-            if not opened[name].waiting:
-                _write(name, opened.pop(name), out)
-    progress.close()
+    with Progress(stage="host", num_rows=len(home), watch=watch) as progress:
+        for batch in score_hosted(checkpoint, table, config.engine):
+            reasons = Counter(reason for _, reason, _ in batch.rejects)
+            progress.add(len(batch.logits) + len(batch.rejects), reasons, Usage())
+            for pair_id, logits in batch.logits.items():
+                opened[home[pair_id]].logits[pair_id] = logits
+            for pair_id, reason, raw in batch.rejects:
+                row = {"id": pair_id, "stage": "host", "reason": reason, "raw": (raw or "")[:_MAX_RAW], "attempt": 1}
+                opened[home[pair_id]].rejects.append(row)
+            answered = {*batch.logits, *(pair_id for pair_id, _, _ in batch.rejects)}
+            for name in {home[pair_id] for pair_id in answered}:
+                opened[name].waiting -= answered
+                if not opened[name].waiting:
+                    _write(name, opened.pop(name), out)
     if opened:
         num_left = sum(len(block.waiting) for block in opened.values())
         raise StageFailed(f"{out}: the engine stopped with {num_left:,} pairs unanswered. Run the same command again.")

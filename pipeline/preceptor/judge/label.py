@@ -16,6 +16,7 @@ from preceptor.judge.blocks import blocks_of, forecast, judge_blocks, ordered
 from preceptor.judge.judges import open_judge
 from preceptor.judge.replies import Judge
 from preceptor.judge.reuse import Forecast
+from preceptor.judge.watch import Watch
 from preceptor.policy import Policy, load_policy
 from preceptor.recipe import JudgeConfig
 from preceptor.record import Record, begin
@@ -44,6 +45,7 @@ def label(
     splits: Sequence[str] = ("train",),
     pairs_per_block: int = PAIRS_PER_BLOCK,
     judge: Judge | None = None,
+    watch: Watch | None = None,
     out: Path,
 ) -> Record:
     """The record of labelling the corpus pairs of `splits`: each (pair, dimension) once, as a label or as a reject.
@@ -69,7 +71,7 @@ def label(
         return run.record
     pairs = pool_pairs(corpus.path / "pairs", splits)
     blocks = blocks_of(pairs, pairs_per_block=pairs_per_block)
-    tally = judge_blocks(device, blocks, run=run, policy=loaded, max_reject_share=config.max_reject_share)
+    tally = judge_blocks(device, blocks, run=run, policy=loaded, max_reject_share=config.max_reject_share, watch=watch)
     return run.finish(
         num_rows_in=tally.num_labels + sum(tally.rejected.values()),
         num_rows_kept=tally.num_labels,
