@@ -21,6 +21,8 @@ LAYERS = (
     ("contracts",),
     ("record", "recipe"),
     ("policy", "evaluation.metrics", "contracts_doc"),
+    ("capacity",),
+    ("capacity_table",),
     ("market", "ranker"),
     ("sources", "judge"),
     ("teachers", "student"),
@@ -33,7 +35,20 @@ LAYERS = (
 )
 LAYER_OF = {room: layer for layer, rooms in enumerate(LAYERS) for room in rooms}
 SERVE_MAY_IMPORT = {"preceptor.contracts", "preceptor.errors", "preceptor.bundle"}
-LIGHT = ("errors", "logits", "contracts", "contracts_doc", "record", "recipe", "recipes", "policy", "plan", "cli")
+LIGHT = (
+    "errors",
+    "logits",
+    "contracts",
+    "contracts_doc",
+    "record",
+    "recipe",
+    "recipes",
+    "policy",
+    "capacity",
+    "capacity_table",
+    "plan",
+    "cli",
+)
 HEAVY = ("torch", "ray", "vllm", "transformers", "sklearn", "matplotlib", "openai", "datasets")
 MAX_LINES = 400
 

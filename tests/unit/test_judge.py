@@ -31,7 +31,7 @@ from preceptor.contracts import (
     rows_to_table,
     write_table,
 )
-from preceptor.errors import InputError, JudgeRefused, PolicyError, RejectCeilingError, StageFailed
+from preceptor.errors import InputError, JudgeRefused, PolicyError, RejectCeilingError
 from preceptor.judge import Answers, FakeJudge, Judge, Reply, calibrate, label
 from preceptor.judge.calibrate import calibration_rows
 from preceptor.judge.engine import over_long, reason_of
