@@ -177,7 +177,7 @@ def test_a_worker_killed_in_the_middle_of_a_batch_costs_no_row(
 ) -> None:
     pairs = pool(40)
     write_table(rows_to_table(pairs, PAIRS), tmp_path / "corpus" / "pairs" / "a.parquet", PAIRS)
-    corpus, calibration = records(tmp_path, judge_id="openai:m")
+    corpus, calibration = records(tmp_path, judge_id=f"openai:m@{killing_server.removeprefix('http://')}")
     config = JudgeConfig(
         kind="openai",
         model="m",
