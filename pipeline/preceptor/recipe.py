@@ -41,7 +41,12 @@ class BackboneConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    """How vLLM hosts a model under Ray Data: one engine per replica, `tensor_parallel` GPUs each (0 GPUs: CPU)."""
+    """How vLLM hosts a model under Ray Data: one engine per replica, tensor-parallel over its GPUs (0 GPUs: CPU).
+
+    `lora` is the directory of an adapter that answers every request. A replica works on `blocks_in_flight` blocks at
+    once: what its death costs. It is started anew where no request has been answered for `stall_s` seconds, and has
+    `start_s` seconds to start.
+    """
 
     num_replicas: int = 1
     gpus_per_replica: int = 0
@@ -52,8 +57,14 @@ class EngineConfig:
     enforce_eager: bool = True
     batch_size: int = 64
     dtype: Literal["bfloat16", "float16", "float32"] = "bfloat16"
+    lora: str | None = None
+    blocks_in_flight: int = 1
+    stall_s: float = 300.0
+    start_s: float = 1200.0
 
     def __post_init__(self) -> None:
+        _require(self.blocks_in_flight > 0, f"blocks_in_flight must be above 0, got {self.blocks_in_flight}")
+        _require(self.stall_s > 0, f"stall_s must be above 0, got {self.stall_s}")
         _require(self.num_replicas > 0, f"num_replicas must be above 0, got {self.num_replicas}")
         _require(self.batch_size > 0, f"batch_size must be above 0, got {self.batch_size}")
 

@@ -10,7 +10,7 @@ import json
 import mmap
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -33,7 +33,7 @@ _OK: Final = 200
 
 @dataclass(frozen=True, kw_only=True)
 class BatchFileJudge:
-    """The judge `online`, answered from result files. `price_share` is what a token costs there, of its price online."""
+    """The judge `online`, answered from result files. A token costs `price_share` of its price online there."""
 
     online: OpenAIJudge
     results: tuple[Path, ...]
@@ -80,13 +80,10 @@ class BatchFileGrader:
 
     async def grade(self, pairs: pa.Table) -> Answers:
         """A reply for every pair and dimension asked, in order, and what all tries of them took."""
-        found = [(pair["pair_id"], name, self.verdict(pair["pair_id"], name)) for pair, name in self.rows(pairs)]
+        rows = rows_of(pairs, self.judge.dimensions)
+        found = [(pair["pair_id"], name, self.verdict(pair["pair_id"], name)) for pair, name in rows]
         usage = sum((verdict.usage for _, _, verdict in found), start=Usage())
         return Answers(replies=tuple(reply_of(*each) for each in found), usage=usage)
-
-    def rows(self, pairs: pa.Table) -> Iterator[Row]:
-        """Every pair and dimension to be asked."""
-        return rows_of(pairs, self.judge.dimensions)
 
     def verdict(self, pair_id: str, dimension: str) -> Verdict:
         """The first good answer to a row, or its last failure; its usage is that of all tries."""
@@ -117,10 +114,10 @@ class Sorting:
         return self.num_rows - self.again[NO_ANSWER]
 
 
-def sort_rows(grader: BatchFileGrader, pairs: pa.Table, *, max_attempts: int) -> Sorting:
-    """What the files say of all rows of `pairs`."""
+def sort_rows(grader: BatchFileGrader, rows: Iterable[Row], *, max_attempts: int) -> Sorting:
+    """What the files say of all `rows`."""
     graded, again, given_up = 0, Counter[str](), Counter[str]()
-    for pair, dimension in grader.rows(pairs):
+    for pair, dimension in rows:
         verdict = grader.verdict(pair["pair_id"], dimension)
         if verdict.reason is None:
             graded += 1
@@ -129,12 +126,12 @@ def sort_rows(grader: BatchFileGrader, pairs: pa.Table, *, max_attempts: int) ->
     return Sorting(num_graded=graded, again=again, given_up=given_up)
 
 
-def rows_to_ask_again(grader: BatchFileGrader, pairs: pa.Table, *, max_attempts: int) -> Iterator[Row]:
-    """The rows of `pairs` without an answer that another try may bring, tried fewer than `max_attempts` times.
+def rows_to_ask_again(grader: BatchFileGrader, rows: Iterable[Row], *, max_attempts: int) -> Iterator[Row]:
+    """Those of `rows` without an answer that another try may bring, tried fewer than `max_attempts` times.
 
     A row that no line speaks of has not been tried, as far as the files know.
     """
-    for pair, dimension in grader.rows(pairs):
+    for pair, dimension in rows:
         if _is_worth_asking(grader.verdict(pair["pair_id"], dimension), max_attempts):
             yield pair, dimension
 
@@ -155,9 +152,14 @@ class ResultIndex:
     offsets: npt.NDArray[np.int64]
     num_unreadable: int
 
+    @property
+    def num_lines(self) -> int:
+        """Lines that name a request."""
+        return len(self.keys)
+
     def lines(self, name: str) -> list[dict[str, Any]]:
         """The objects whose custom_id is `name`, in the order of the files; a repeated line counts once."""
-        key = _key(name)
+        key = np.uint64(_key(name))
         first, last = np.searchsorted(self.keys, key, side="left"), np.searchsorted(self.keys, key, side="right")
         raw = dict.fromkeys(self._raw(row) for row in range(first, last))
         # Two names may share a hash.
@@ -233,11 +235,11 @@ def _name_of(line: bytes, file: Path, number: int) -> str | None:
     return name if isinstance(name, str) and ("response" in told or "error" in told) else None
 
 
-def _key(name: str) -> np.uint64:
-    return np.uint64(int(content_id(name), 16))
+def _key(name: str) -> int:
+    return int(content_id(name), 16)
 
 
-def _verdict_of(line: Mapping[str, Any], read: Callable[[Mapping[str, Any]], Verdict], prices: Prices) -> Verdict:
+def _verdict_of(line: Mapping[str, Any], read: Callable[[Any], Verdict], prices: Prices) -> Verdict:
     """What one line says of its row."""
     response, error = line.get("response"), line.get("error")
     status = response.get("status_code") if isinstance(response, Mapping) else None

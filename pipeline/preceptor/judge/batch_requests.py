@@ -22,7 +22,6 @@ from preceptor.errors import InputError
 from preceptor.judge.endpoint import Dialect
 from preceptor.judge.openai_judge import OpenAIJudge
 from preceptor.judge.replies import asked_of, pair_columns
-from preceptor.policy import prompt_hash
 
 MAX_REQUESTS: Final = 50_000
 MAX_BYTES: Final = 200 * 10**6
@@ -33,8 +32,6 @@ URL: Final = "/v1/chat/completions"
 # Nobody answers while a file is written, so there is nothing to learn a dialect from: this name of the limit is the one
 # that both old and new servers know.
 BATCH_LIMIT: Final = "max_completion_tokens"
-
-_PAIRS_AT_ONCE: Final = 1024
 
 Row = tuple[Mapping[str, Any], str]
 """A pair (its columns by name) and a dimension to ask of it."""
@@ -54,20 +51,15 @@ def batch_dialect(*, top_logprobs: int) -> Dialect:
 
 
 def rows_of(pairs: pa.Table, dimensions: tuple[str, ...]) -> Iterator[Row]:
-    """Every pair and dimension it is to be asked, in order, without the whole table as Python objects."""
-    read = pair_columns(pairs)
-    for start in range(0, read.num_rows, _PAIRS_AT_ONCE):
-        for pair in read.slice(start, _PAIRS_AT_ONCE).to_pylist():
-            for dimension in asked_of(pair, dimensions):
-                yield pair, dimension
+    """Every pair of `pairs` and dimension it is to be asked, in order."""
+    for pair in pair_columns(pairs).to_pylist():
+        for dimension in asked_of(pair, dimensions):
+            yield pair, dimension
 
 
 def asked_ids(judge: OpenAIJudge) -> dict[str, str]:
     """By dimension, 16 hex digits for what `judge` is asked about it."""
-    return {
-        name: content_id(judge.judge_id, prompt_hash(judge.policy, name, asking=judge.asking))
-        for name in judge.dimensions
-    }
+    return {name: content_id(judge.judge_id, wording) for name, wording in judge.prompt_hashes.items()}
 
 
 def custom_id(pair_id: str, dimension: str, asked: Mapping[str, str]) -> str:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
 import pyarrow as pa
 
 from preceptor.contracts import NUM_GRADES, content_id
-from preceptor.judge.replies import NO_GRADE, Answers, Reply, asked_of, graded, pair_columns, rejected
+from preceptor.judge.replies import NO_GRADE, Answers, Reply, Workers, asked_of, graded, rejected
 
-_BATCH: Final = 16
 _CONFIDENCE: Final = 0.8
 _LABEL_MASS: Final = 0.95
 
@@ -30,13 +29,19 @@ class FakeJudge:
     poison_share: float = 0.0
     heads: tuple[str, ...] = ()
 
-    def grade(self, pairs: pa.Table) -> Iterator[Answers]:
-        """Answers in the order of `pairs`, a few pairs at a time."""
-        read = pair_columns(pairs)
-        for start in range(0, read.num_rows, _BATCH):
-            batch = read.slice(start, _BATCH).to_pylist()
-            asked = [(pair["pair_id"], name) for pair in batch for name in asked_of(pair, self.dimensions)]
-            yield Answers(replies=tuple(self.answer(pair_id, name) for pair_id, name in asked), logits={})
+    @property
+    def workers(self) -> Workers | None:
+        """None: it answers at once, in the process that asks."""
+        return None
+
+    def open(self) -> FakeJudge:
+        """Itself: there is nothing to start."""
+        return self
+
+    async def grade(self, pairs: pa.Table) -> Answers:
+        """Answers in the order of `pairs`."""
+        asked = [(pair["pair_id"], name) for pair in pairs.to_pylist() for name in asked_of(pair, self.dimensions)]
+        return Answers(replies=tuple(self.answer(pair_id, name) for pair_id, name in asked))
 
     def answer(self, pair_id: str, dimension: str) -> Reply:
         """The reply for one pair and dimension; always the same."""

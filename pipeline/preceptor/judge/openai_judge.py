@@ -13,7 +13,7 @@ from preceptor.judge.completions import Verdict, reply_of
 from preceptor.judge.endpoint import Chat, Dialect, Endpoint, ask, endpoint_judge_id, open_client
 from preceptor.judge.pacing import Clock, pace_of
 from preceptor.judge.replies import Answers, Reply, Usage, Workers, asked_of, pair_columns
-from preceptor.policy import ANSWER, REASONED_ANSWER, Policy, messages, reasoned_messages
+from preceptor.policy import ANSWER, REASONED_ANSWER, Policy, messages, prompt_hash, reasoned_messages
 
 _LIGHT_CPUS: Final = 0.1
 
@@ -42,6 +42,11 @@ class OpenAIJudge:
     def asking(self) -> str:
         """The words that every prompt ends with."""
         return REASONED_ANSWER if self.endpoint.rationale_tokens else ANSWER
+
+    @property
+    def prompt_hashes(self) -> dict[str, str]:
+        """By dimension, the hash of what a prompt says of it."""
+        return {name: prompt_hash(self.policy, name, asking=self.asking) for name in self.dimensions}
 
     @property
     def workers(self) -> Workers:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final, TextIO
+
+from preceptor.judge.replies import Usage
 
 _EVERY_S: Final = 4.0
 
@@ -25,11 +28,17 @@ class Progress:
     _printed_s: float = field(default_factory=time.monotonic)
     _num_printed: int = -1
 
-    def add(self, num_rows: int, num_rejected: int) -> None:
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def add(self, num_rows: int, rejected: Mapping[str, int], usage: Usage) -> None:
         """Count rows, and print where it is time."""
         now_s = time.monotonic()
         self.num_done += num_rows
-        self.num_rejected += num_rejected
+        self.num_rejected += sum(rejected.values())
         if self._first_s is None:
             # The rate leaves out the engine's start, or the time left would be far too long at first.
             self._first_s, self._num_first = now_s, self.num_done

@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, reduce
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -37,6 +37,7 @@ ENGINE_ERROR: Final = "engine error"
 EXPIRED: Final = "expired"
 NO_ANSWER: Final = "no answer"
 BATCH_ERROR: Final = "batch error"
+ENGINE_DIED: Final = "killed its engine"
 INCOMPLETE: Final = "a dimension was rejected"
 
 _MAX_RAW: Final = 2000
@@ -66,12 +67,16 @@ class Reply:
 
 @dataclass(frozen=True, kw_only=True)
 class Usage:
-    """What answers took: tokens read (of those, found in a prefix cache), tokens written, and money."""
+    """What answers took: tokens read (of those, found in a prefix cache), tokens written, money, and time at work.
+
+    `busy_s` are the seconds in which at least one request of the grader was open.
+    """
 
     num_prompt_tokens: int = 0
     num_cached_tokens: int = 0
     num_generated_tokens: int = 0
     cost_usd: float = 0.0
+    busy_s: float = 0.0
 
     def __add__(self, other: Usage) -> Usage:
         return Usage(
@@ -79,12 +84,13 @@ class Usage:
             num_cached_tokens=self.num_cached_tokens + other.num_cached_tokens,
             num_generated_tokens=self.num_generated_tokens + other.num_generated_tokens,
             cost_usd=self.cost_usd + other.cost_usd,
+            busy_s=self.busy_s + other.busy_s,
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Answers:
-    """Replies to one block of pairs, the raw logits of each head by pair where a teacher is hosted, and what it took."""
+    """Replies to a block of pairs, the raw logits of each head by pair where a teacher is hosted, and what it took."""
 
     replies: tuple[Reply, ...]
     logits: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
@@ -93,13 +99,17 @@ class Answers:
 
 @dataclass(frozen=True, kw_only=True)
 class Workers:
-    """The Ray actors that ask a judge: how many, what each reserves, and how many blocks each works on at once."""
+    """The Ray actors that ask a judge: how many, what each reserves, and how many blocks each works on at once.
+
+    The job fails where none of them finishes a block for `give_up_s` seconds.
+    """
 
     num_actors: int
     cpus: float
     gpus: int = 0
-    blocks_in_flight: int = 2
+    blocks_in_flight: int = 1
     env: Mapping[str, str] = field(default_factory=dict)
+    give_up_s: float = 1800.0
 
 
 class Grader(Protocol):
