@@ -61,8 +61,8 @@ def batch_import(
                 f"{recipe.name} now. Give the recipe, policy, model and --base-url of the export."
             )
         told = (
-            f"batch import: {found.num_graded:,} rows graded, {_counted(found.again)} to ask again, "
-            f"{_counted(found.given_up)} given up, {grader.index.num_unreadable:,} lines unreadable"
+            f"batch import: {found.num_graded:,} rows graded, {_counted(found.again, 'to ask again')}, "
+            f"{_counted(found.given_up, 'given up')}, {grader.index.num_unreadable:,} lines unreadable"
         )
         if retry is not None and found.again:
             rows = rows_to_ask_again(grader, _open_rows(pool, online, out=out), max_attempts=config.max_attempts)
@@ -140,6 +140,6 @@ def _finished(path: Path) -> Record:
     return record
 
 
-def _counted(reasons: Counter[str]) -> str:
+def _counted(reasons: Counter[str], what: str) -> str:
     detail = ", ".join(f"{reason}: {count:,}" for reason, count in reasons.most_common())
-    return f"{reasons.total():,}" + (f" ({detail})" if detail else "")
+    return f"{reasons.total():,} {what}" + (f" ({detail})" if detail else "")
