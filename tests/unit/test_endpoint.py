@@ -517,6 +517,51 @@ def test_a_server_with_a_limit_never_has_to_refuse_what_is_paced(limit: int | No
     assert refuses or [reply.attempt for each in answers for reply in each.replies] == [1] * 24
 
 
+def test_a_row_waits_its_turn_for_as_long_as_the_server_answers_others() -> None:
+    time = FakeTime()
+    lock, served_at = threading.Lock(), [-1.0]
+
+    def one_a_second(handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
+        with lock:
+            busy = time.now < served_at[0] + 1.0
+            served_at[0] = served_at[0] if busy else time.now
+        (send(b"{}", 429, retry_after="1") if busy else GOOD)(handler, body)
+
+    with endpoint(one_a_second, max_concurrency=6, max_attempts=2) as (where, seen):
+        (answers,) = graded_by(grader_of(where, time=time, dimensions=("role", "pay")), pool(6))
+    assert [reply.reason for reply in answers.replies] == [None] * 12
+    assert len(seen) > 12
+
+
+def test_a_server_that_answers_nobody_is_given_up() -> None:
+    with endpoint(send(b"{}", 429, retry_after="1"), max_concurrency=2, max_attempts=2) as (where, seen):
+        (answers,) = graded_by(grader_of(where, dimensions=("role",)), pool(3))
+    assert [(reply.reason, reply.attempt) for reply in answers.replies] == [("http 429", 2)] * 3
+    assert len(seen) == 6
+
+
+def test_a_request_that_is_larger_than_the_limit_does_not_wait_for_ever() -> None:
+    def by_size(handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
+        too_large = "posting 0" in body["messages"][-1]["content"]
+        (send(b"{}", 429, retry_after="1") if too_large else GOOD)(handler, body)
+
+    with endpoint(by_size, max_concurrency=2, max_attempts=2) as (where, seen):
+        (answers,) = graded_by(grader_of(where, dimensions=("role",)), pool(40))
+    refused = [reply for reply in answers.replies if reply.reason is not None]
+    assert [(reply.pair_id, reply.reason) for reply in refused] == [(pool(1)[0]["pair_id"], "http 429")]
+    assert 39 + 2 <= len(seen) <= 39 + 2 + 20
+
+
+def test_a_slow_limit_is_not_taken_for_silence() -> None:
+    def give_up_s(**limits: int) -> float:
+        return openai_judge(config(**limits), POLICY).workers.give_up_s
+
+    assert give_up_s() == give_up_s(max_requests_per_minute=10_000) == 1800.0
+    minutes_per_block = 256 * len(POLICY.rubric.names) / 10
+    assert give_up_s(max_requests_per_minute=10) >= 2 * 60 * minutes_per_block
+    assert give_up_s(max_tokens_per_minute=10_000) > give_up_s(max_tokens_per_minute=20_000) > 1800.0
+
+
 def test_actors_share_the_limits_between_them() -> None:
     with endpoint(GOOD, max_requests_per_minute=100, max_tokens_per_minute=9000, num_actors=4) as (where, _):
         pace = grader_of(where, dimensions=("role",)).pace

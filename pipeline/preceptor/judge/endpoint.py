@@ -35,6 +35,11 @@ _FEW_TOP_LOGPROBS: Final = 5
 # 'Grade: N' after the reasons, with the line break before it and whatever marks a model puts around it.
 _GRADE_LINE_TOKENS: Final = 12
 
+_TOO_MANY: Final = "http 429"
+
+# A server also says 429 to a single request that is larger than its limit, whatever it answers to others.
+_MOST_TURNS: Final = 20
+
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
 
 
@@ -116,9 +121,12 @@ async def ask(client: AsyncOpenAI, endpoint: Endpoint, dialect: Dialect, pace: P
 
     Timeouts, lost connections, unreadable bodies, 408, 409, 429 and 5xx are tried `max_attempts` times, after
     Retry-After where the server sends it and otherwise after a wait that doubles and is jittered. A 429, or any answer
-    with Retry-After, holds everybody at this `pace`. Any other status is final.
+    with Retry-After, holds everybody at this `pace`. A further 429 is no failed try, twenty times, where the server has
+    answered others since the one before: this request's turn has not come. Any other status is final.
     """
-    attempt, usage = 0, Usage()
+    attempt, num_turns, usage = 0, 0, Usage()
+    # How many answers there had been at the last 429.
+    refused_at: int | None = None
     fault = _Fault(reason=UNREACHABLE, raw="", told_s=None, final=True)
     while attempt < endpoint.max_attempts:
         sent = dialect.arguments(endpoint)
@@ -132,7 +140,12 @@ async def ask(client: AsyncOpenAI, endpoint: Endpoint, dialect: Dialect, pace: P
             fault = _fault_of(error, pace.clock)
         if fault.reason == "http 400" and dialect.learn(sent, fault.raw):
             continue
-        attempt += 1
+        others_first = fault.reason == _TOO_MANY and refused_at not in (None, pace.num_answered)
+        refused_at = pace.num_answered if fault.reason == _TOO_MANY else None
+        if others_first and num_turns < _MOST_TURNS:
+            num_turns += 1
+        else:
+            attempt += 1
         if fault.final:
             break
         wait = wait_s(attempt, fault.told_s, first_s=endpoint.first_wait_s, draw=random.random)
@@ -191,7 +204,7 @@ class _Fault:
     @property
     def holds_everybody(self) -> bool:
         """Whether the server has had enough of all of us and not of this one request."""
-        return self.reason == "http 429" or self.told_s is not None
+        return self.reason == _TOO_MANY or self.told_s is not None
 
 
 def _fault_of(error: Exception, clock: Clock) -> _Fault:

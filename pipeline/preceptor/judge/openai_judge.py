@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Final
@@ -14,11 +15,17 @@ from preceptor.judge.endpoint import Chat, Dialect, Endpoint, ask, endpoint_judg
 from preceptor.judge.pacing import Clock, pace_of
 from preceptor.judge.replies import Answers, Reply, Usage, Workers, asked_of, pair_columns
 from preceptor.policy import ANSWER, REASONED_ANSWER, Policy, messages, prompt_hash, reasoned_messages
+from preceptor.policy.prompts import num_tokens_about
 
 _LIGHT_CPUS: Final = 0.1
 
 # Blocks are at least this many pairs; twice the open requests hide the slowest of a block behind the next ones.
 _FEWEST_PAIRS: Final = 16
+
+# A slow limit is not silence: with large blocks of long pairs, this is how long nothing may be finished.
+_MOST_PAIRS: Final = 256
+_PAIR_TOKENS: Final = 500
+_GIVE_UP_S: Final = 1800.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +60,23 @@ class OpenAIJudge:
         """Light actors: they wait for the network."""
         num_requests = _FEWEST_PAIRS * max(len(self.dimensions), 1)
         blocks = max(2, -(-2 * self.endpoint.max_concurrency // num_requests))
-        return Workers(num_actors=self.endpoint.num_actors, cpus=_LIGHT_CPUS, blocks_in_flight=blocks)
+        return Workers(
+            num_actors=self.endpoint.num_actors,
+            cpus=_LIGHT_CPUS,
+            blocks_in_flight=blocks,
+            give_up_s=max(_GIVE_UP_S, 2 * blocks * self._block_s()),
+        )
+
+    def _block_s(self) -> float:
+        """About how long an actor has to take over a large block by the limits alone."""
+        num_requests = _MOST_PAIRS * len(self.dimensions) * self.endpoint.num_actors
+        num_tokens = num_requests * (
+            _PAIR_TOKENS + max(num_tokens_about(self.policy, name) for name in self.dimensions)
+        )
+        return 60.0 * max(
+            num_requests / (self.endpoint.max_requests_per_minute or math.inf),
+            num_tokens / (self.endpoint.max_tokens_per_minute or math.inf),
+        )
 
     def open(self) -> EndpointGrader:
         """A grader with a client of its own."""

@@ -81,6 +81,7 @@ class Pace:
     tokens: Bucket | None
     resume_s: float = -math.inf
     tokens_per_byte: float = _TOKENS_PER_BYTE
+    num_answered: int = 0
     _turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     _bytes_seen: int = 0
     _tokens_seen: int = 0
@@ -103,7 +104,8 @@ class Pace:
         return num_bytes * self.tokens_per_byte
 
     def settle(self, *, num_bytes: int, num_prompt_tokens: int, num_generated_tokens: int, taken: float) -> None:
-        """Corrects the `taken` estimate of a request by what the server counted."""
+        """Counts an answer, and corrects the `taken` estimate of its request by what the server counted."""
+        self.num_answered += 1
         if num_prompt_tokens <= 0:
             return
         self._bytes_seen += num_bytes
