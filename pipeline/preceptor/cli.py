@@ -5,8 +5,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Final
 
@@ -28,6 +28,20 @@ examples:
   preceptor score --bundle runs/demo/export/v1/bundle --pairs pairs.parquet --out scores.parquet
   preceptor serve --bundle runs/demo/export/v1/bundle
   preceptor policy lint policy/job_match
+  preceptor plan cluster --pairs 1e6 1e9               hours, money and bytes of labelling, on paper
+"""
+
+_PLAN_EPILOG: Final = """\
+examples:
+  preceptor plan cluster --pairs 1e6 1e8 1e9
+  preceptor plan cluster --pairs 1e9 --labeller judge --replicas 64 --usd-per-gpu-hour 1.1
+  preceptor plan cluster --pairs 1e9 --pair-tokens 900 --prompt-tokens-per-s 6200 --cached-share 0.85
+
+what to replace first, because the default is an assumption and the result is proportional to it:
+  --prompt-tokens-per-s    what bench/label_throughput.py prints on your GPUs
+  --pair-tokens            the mean of your pairs; the default is the synthetic market's
+  --usd-per-gpu-hour       what you pay
+The formulas, and what of this was measured: docs/scale.md.
 """
 
 
@@ -57,6 +71,14 @@ def _parser() -> argparse.ArgumentParser:
     _add_run(commands.add_parser("run", help="run a recipe's stages; finished ones are skipped"))
     _add_label(commands.add_parser("label", help="label a recipe's pool, or say what that would ask"))
     _add_batch(commands.add_parser("batch", help="ask an endpoint through OpenAI batch files"))
+    _add_plan(
+        commands.add_parser(
+            "plan",
+            help="what labelling so many pairs takes: hours, money, bytes",
+            epilog=_PLAN_EPILOG,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+    )
     _add_score(commands.add_parser("score", help="score a file of pairs with a bundle"))
     _add_serve(commands.add_parser("serve", help="serve a bundle over HTTP with Ray Serve"))
     _add_policy(commands.add_parser("policy", help="check or show a policy"))
@@ -120,6 +142,74 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--judge", choices=("openai",), help="label with an OpenAI-compatible endpoint")
     parser.add_argument("--base-url", help="the endpoint, such as http://127.0.0.1:8000/v1")
     parser.add_argument("--judge-model", help="the model's name at the endpoint")
+    parser.add_argument(
+        "--metrics-port", type=int, metavar="PORT", help="serve rows, rejects, tokens and cost to Prometheus meanwhile"
+    )
+    parser.add_argument("--metrics-host", default="127.0.0.1", help="interface for that (default: 127.0.0.1)")
+
+
+def _whole(text: str) -> int:
+    """``1e9`` as a whole number."""
+    value = float(text)
+    if not value.is_integer():
+        raise ValueError(text)
+    return int(value)
+
+
+_PLAN_OPTIONS: Final[dict[str, dict[str, tuple[Callable[[str], float], str]]]] = {
+    "prompts": {
+        "policy-tokens": (_whole, "tokens of the policy (the recipe's, counted by words)"),
+        "pair-tokens": (_whole, "tokens of a pair, on average (100, the synthetic market's)"),
+        "question-tokens": (_whole, "tokens of a dimension's question (the policy's, counted by words)"),
+        "generated-tokens": (_whole, "tokens of an answer (1; more where the judge gives reasons)"),
+        "cached-share": (float, "measured share of prompt tokens found in the prefix cache (what is possible)"),
+        "evicted-share": (float, "share of prompts that find nothing there (0)"),
+    },
+    "engines": {
+        "replicas": (_whole, "engine replicas (the recipe's)"),
+        "gpus-per-replica": (_whole, "GPUs each (the recipe's)"),
+        "model-billions": (float, "parameters the assumed rate is reckoned from (what the model's name says)"),
+        "prompt-tokens-per-s": (float, "prompt tokens/s one replica computes (assumed: 0.4 of an L40S's peak)"),
+        "generated-tokens-per-s": (float, "tokens/s one replica writes, beyond the first of an answer (1000, assumed)"),
+        "usd-per-gpu-hour": (float, "price of a GPU for an hour (2.6, assumed)"),
+        "engine-start-s": (float, "seconds until an engine answers (180, assumed)"),
+        "deadline-hours": (float, "hours to be done in (168)"),
+    },
+    "blocks": {
+        "pairs-per-block": (_whole, "pairs of one ticket and row group (64)"),
+        "blocks-in-flight": (_whole, "blocks a replica works on at once (2)"),
+        "reject-share": (float, "share of rows rejected (the recipe's ceiling)"),
+    },
+    "endpoint instead of GPUs": {
+        "usd-per-million-prompt-tokens": (float, "price of a million tokens read (0.15, assumed)"),
+        "usd-per-million-generated-tokens": (float, "price of a million tokens written (0.6, assumed)"),
+        "tokens-per-minute": (float, "its limit (1e7, assumed)"),
+        "requests-per-minute": (float, "its limit (1e4, assumed)"),
+    },
+}
+_FIELDS: Final = {"replicas": "num_replicas"}
+
+
+def _add_plan(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Print what labelling a pool takes with a recipe's policy, prompts and engines: tokens, hours, money, files,\n"
+        "bytes and traffic. Nothing is read but the recipe and its policy, and nothing is run."
+    )
+    parser.add_argument("recipe", help="a shipped recipe's name, or FILE.py:function")
+    parser.add_argument("--policy", type=Path, help="a policy directory in place of the recipe's")
+    parser.add_argument(
+        "--pairs", type=_whole, nargs="+", required=True, metavar="N", help="pool sizes, such as 1e6 1e9: a column each"
+    )
+    parser.add_argument(
+        "--labeller",
+        choices=("judge", "teacher"),
+        help="judge asked in words, or hosted teacher (the recipe's)",
+    )
+    for group, options in _PLAN_OPTIONS.items():
+        added = parser.add_argument_group(group)
+        for name, (kind, about) in options.items():
+            added.add_argument(f"--{name}", type=kind, metavar="X", dest=_FIELDS.get(name), help=about)
+    parser.set_defaults(run=_plan)
 
 
 def _add_score(parser: argparse.ArgumentParser) -> None:
@@ -149,30 +239,50 @@ def _add_policy(parser: argparse.ArgumentParser) -> None:
         command.set_defaults(run=run)
 
 
+def _plan(arguments: argparse.Namespace) -> int:
+    from preceptor.capacity import Endpoint, Sizing, sizing_of
+    from preceptor.capacity_table import render
+
+    recipe = find_recipe(arguments.recipe)
+    if arguments.policy is not None:
+        recipe = replace(recipe, policy=arguments.policy)
+    given = {name: value for name, value in vars(arguments).items() if value is not None}
+    labeller = arguments.labeller or recipe.labeller
+    rate = {name: given.get(name) for name in ("model_billions", "gpus_per_replica", "prompt_tokens_per_s")}
+    first = sizing_of(recipe, num_pairs=arguments.pairs[0], labeller=labeller, **rate)
+    first = replace(first, **{field.name: given[field.name] for field in fields(Sizing) if field.name in given})
+    endpoint = Endpoint(**{field.name: given[field.name] for field in fields(Endpoint) if field.name in given})
+    print(render([replace(first, num_pairs=num) for num in arguments.pairs], endpoint, labeller=labeller))
+    return 0
+
+
 def _run(arguments: argparse.Namespace) -> int:
-    from preceptor.running import dry_run, run_steps
+    from preceptor.running import dry_run, run_steps, watching
 
     recipe = _recipe(arguments)
     root = (arguments.root or Path("runs") / recipe.name).resolve()
-    steps = choose(make_plan(recipe), only=arguments.only, start=arguments.start)
     if arguments.dry_run:
+        steps = choose(make_plan(recipe), only=arguments.only, start=arguments.start)
         print(dry_run(recipe, steps, root=root))
         return 0
-    run_steps(recipe, steps, root=root, serve=arguments.serve_examples)
+    with watching(host=arguments.metrics_host, port=arguments.metrics_port) as watch:
+        steps = choose(make_plan(recipe, watch=watch), only=arguments.only, start=arguments.start)
+        run_steps(recipe, steps, root=root, serve=arguments.serve_examples)
     shown = arguments.root or Path("runs") / recipe.name
     print(f"{recipe.name}: ok {shown / 'report.html'}")
     return 0
 
 
 def _label(arguments: argparse.Namespace) -> int:
-    from preceptor.running import label_dry_run, run_steps
+    from preceptor.running import label_dry_run, run_steps, watching
 
     recipe = _recipe(arguments)
     root = (arguments.root or Path("runs") / recipe.name).resolve()
     if arguments.dry_run:
         print(label_dry_run(recipe, root=root))
         return 0
-    run_steps(recipe, choose(make_plan(recipe), only="label", start=None), root=root)
+    with watching(host=arguments.metrics_host, port=arguments.metrics_port) as watch:
+        run_steps(recipe, choose(make_plan(recipe, watch=watch), only="label", start=None), root=root)
     print(f"label: ok {root / 'label' / recipe.version}")
     return 0
 

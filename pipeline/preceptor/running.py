@@ -12,13 +12,16 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from preceptor.contracts import GATE_REPORT, read_table
 from preceptor.errors import DriftError, InputError, JudgeRefused, PreceptorError, RecipeError
 from preceptor.plan import Step, execute, make_plan, status
 from preceptor.recipe import HeadlinesConfig, JobmatchConfig, MarketConfig, Recipe
 from preceptor.record import Record, read_record
+
+if TYPE_CHECKING:
+    from preceptor.judge.watch import Watch
 
 LOCAL_CPUS: Final = 8
 """Logical CPUs of a local cluster: fewer deadlock, because an engine and the stages around it hold one each."""
@@ -74,6 +77,20 @@ def _quieten() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     # A logger below ray.llm gives itself a handler and a level of its own where ray.llm has no handler.
     logging.getLogger("ray.llm").addHandler(logging.NullHandler())
+
+
+@contextmanager
+def watching(*, host: str, port: int | None) -> Iterator[Watch | None]:
+    """What stages count their rows in, scraped at http://host:port/metrics while the body runs; None without a port."""
+    if port is None:
+        yield None
+        return
+    from preceptor.judge.watch import Watch, served
+
+    watch = Watch()
+    with served(watch, host=host, port=port) as url:
+        say(f"metrics at {url}")
+        yield watch
 
 
 def run_steps(recipe: Recipe, steps: Sequence[Step], *, root: Path, serve: bool = False) -> dict[str, Record]:

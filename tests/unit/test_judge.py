@@ -4,7 +4,7 @@ import itertools
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from preceptor.contracts import (
     rows_to_table,
     write_table,
 )
-from preceptor.errors import InputError, JudgeRefused, PolicyError, RejectCeilingError, StageFailed
+from preceptor.errors import InputError, JudgeRefused, PolicyError, RejectCeilingError
 from preceptor.judge import Answers, FakeJudge, Judge, Reply, calibrate, label
 from preceptor.judge.calibrate import calibration_rows
 from preceptor.judge.engine import over_long, reason_of
@@ -263,35 +263,38 @@ def test_labelling_accounts_for_every_row_and_skips_when_done(corpus: Record, tm
     assert label(judge_config(), **args, pairs_per_block=8, out=out) == replace(record, path=out)
 
 
-class Refusing:
+@dataclass(frozen=True, kw_only=True)
+class Refusing(FakeJudge):
     """A judge that must not be asked."""
 
-    judge_id, dimensions, heads = "good", POLICY.rubric.names, ()
-
-    def grade(self, pairs: pa.Table) -> Iterator[Answers]:
+    async def grade(self, pairs: pa.Table) -> Answers:
         raise AssertionError(f"asked again for {pairs.num_rows} pairs")
 
 
-class Quitting:
-    """A judge that stops after its first answers."""
+@dataclass(frozen=True, kw_only=True)
+class Quitting(FakeJudge):
+    """A judge that breaks down in its third block."""
 
-    judge_id, dimensions, heads = "good", POLICY.rubric.names, ()
+    blocks: list[int] = field(default_factory=list)
 
-    def grade(self, pairs: pa.Table) -> Iterator[Answers]:
-        yield next(GOOD_FAKE.grade(pairs))
+    async def grade(self, pairs: pa.Table) -> Answers:
+        self.blocks.append(pairs.num_rows)
+        if len(self.blocks) == 3:
+            raise RuntimeError("broken")
+        return await super().grade(pairs)
 
 
-def test_a_judge_that_stops_early_leaves_whole_blocks_that_a_rerun_keeps(corpus: Record, tmp_path: Path) -> None:
+def test_a_judge_that_breaks_down_leaves_whole_blocks_that_a_rerun_keeps(corpus: Record, tmp_path: Path) -> None:
     calibration = calibrated(corpus, tmp_path, GOOD_FAKE)
     args: dict[str, Any] = {"policy": POLICY_DIR, "corpus": corpus, "calibration": calibration, "pairs_per_block": 8}
     out = tmp_path / "label" / "v1"
-    with pytest.raises(StageFailed, match="168 rows unanswered"):
-        label(judge_config(), **args, judge=Quitting(), out=out)
-    before = {part: part.stat().st_ino for part in out.glob("*/part-*")}
-    assert len(before) == 4
-    record = label(judge_config(), **args, judge=GOOD_FAKE, out=out)
-    assert record.metrics["num_blocks_computed"] == 3
-    assert {part: part.stat().st_ino for part in before} == before
+    with pytest.raises(RuntimeError, match="broken"):
+        label(judge_config(), **args, judge=Quitting(dimensions=POLICY.rubric.names, judge_id="good"), out=out)
+    assert len(list(out.glob("open/*/done-*.json"))) == 2
+    judge = Counting(dimensions=POLICY.rubric.names, judge_id="good")
+    record = label(judge_config(), **args, judge=judge, out=out)
+    assert len({pair_id for pair_id, _ in judge.asked}) == 40 - 2 * 8
+    assert record.num_rows_kept == 40 * 8 and not (out / "open").exists() and not (out / "pool").exists()
 
 
 def test_too_many_rejects_stop_the_stage_and_a_rerun_asks_nothing_again(corpus: Record, tmp_path: Path) -> None:
@@ -303,23 +306,52 @@ def test_too_many_rejects_stop_the_stage_and_a_rerun_asks_nothing_again(corpus: 
         label(judge_config(), **args, judge=poisoned, out=out)
     assert not (out / "record.json").exists()
     with pytest.raises(RejectCeilingError):
-        label(judge_config(), **args, judge=Refusing(), out=out)
+        label(judge_config(), **args, judge=Refusing(dimensions=POLICY.rubric.names, judge_id="good"), out=out)
 
 
-def test_rejects_that_a_new_try_may_cure_are_tried_again(corpus: Record, tmp_path: Path) -> None:
-    class Flaky:
-        judge_id, dimensions, heads = "good", POLICY.rubric.names, ()
+@dataclass(frozen=True, kw_only=True)
+class Flaky(FakeJudge):
+    """A judge that times out on each row for its first `num_faults` tries."""
 
-        def grade(self, pairs: pa.Table) -> Iterator[Answers]:
-            ids = pairs.column("pair_id").to_pylist()
-            replies = tuple(rejected(pair_id, name, TIMEOUT) for pair_id in ids for name in self.dimensions)
-            yield Answers(replies=replies, logits={})
+    num_faults: int
+    tries: Counter[tuple[str, str]] = field(default_factory=Counter)
 
+    def answer(self, pair_id: str, dimension: str) -> Reply:
+        self.tries[pair_id, dimension] += 1
+        if self.tries[pair_id, dimension] <= self.num_faults:
+            return rejected(pair_id, dimension, TIMEOUT)
+        return super().answer(pair_id, dimension)
+
+
+def test_a_row_that_fails_for_the_moment_is_tried_again_within_bounds(
+    corpus: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("preceptor.judge.blocks._RETRY_WAIT_S", 0.0)
+    calibration = calibrated(corpus, tmp_path, GOOD_FAKE)
+    args: dict[str, Any] = {"policy": POLICY_DIR, "corpus": corpus, "calibration": calibration}
+    judge = Flaky(dimensions=POLICY.rubric.names, judge_id="good", num_faults=2)
+    assert label(judge_config(), **args, judge=judge, out=tmp_path / "label" / "v1").rejected == {}
+
+    broken = Flaky(dimensions=POLICY.rubric.names, judge_id="good", num_faults=99)
+    with pytest.raises(RejectCeilingError, match=f"{TIMEOUT}: 280"):
+        label(judge_config(), **args, judge=broken, out=tmp_path / "other" / "v1")
+    assert set(broken.tries.values()) == {judge_config().max_attempts}
+
+
+def test_rejects_that_a_new_try_may_cure_are_tried_again_by_the_next_run(
+    corpus: Record, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("preceptor.judge.blocks._RETRY_WAIT_S", 0.0)
     calibration = calibrated(corpus, tmp_path, GOOD_FAKE)
     args: dict[str, Any] = {"policy": POLICY_DIR, "corpus": corpus, "calibration": calibration}
     out = tmp_path / "label" / "v1"
     with pytest.raises(RejectCeilingError, match=TIMEOUT):
-        label(judge_config(), **args, judge=Flaky(), out=out)
+        label(
+            judge_config(),
+            **args,
+            judge=Flaky(dimensions=POLICY.rubric.names, judge_id="good", num_faults=99),
+            out=out,
+        )
     assert label(judge_config(), **args, judge=GOOD_FAKE, out=out).rejected == {}
 
 

@@ -21,6 +21,7 @@ from preceptor.judge.judges import open_judge
 from preceptor.judge.pool import lay_pool
 from preceptor.judge.replies import Judge
 from preceptor.judge.shards import judge_pool
+from preceptor.judge.watch import Watch
 from preceptor.policy import load_policy
 from preceptor.recipe import JudgeConfig
 from preceptor.record import Record, begin
@@ -59,6 +60,7 @@ def calibrate(
     teacher: Record | None = None,
     model: str | None = None,
     judge: Judge | None = None,
+    watch: Watch | None = None,
     out: Path,
 ) -> Record:
     """The record of judging golden's calibration pairs; `metrics["passed"]` says whether the judge may label.
@@ -83,6 +85,7 @@ def calibrate(
         policy=loaded,
         max_reject_share=config.max_reject_share,
         max_attempts=config.max_attempts,
+        watch=watch,
     )
     shutil.rmtree(pool.path)
     labels = read_table(out / "labels", LABELS)

@@ -37,8 +37,7 @@ class Engine:
         from vllm import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 
-        runner = {"runner": "generate"} if task == "generate" else {"runner": "pooling", "convert": "classify"}
-        arguments = AsyncEngineArgs(model=model, **runner, **engine_arguments(config))
+        arguments = AsyncEngineArgs(model=model, **engine_arguments(config, task))
         self.model = model
         self.config = config
         self.adapter = _adapter(config)
@@ -120,9 +119,11 @@ def give_up(why: str) -> NoReturn:
     os._exit(_ENGINE_GONE)
 
 
-def engine_arguments(config: EngineConfig) -> dict[str, Any]:
+def engine_arguments(config: EngineConfig, task: Task) -> dict[str, Any]:
     """What vLLM is told of `config`."""
+    runner = {"runner": "generate"} if task == "generate" else {"runner": "pooling", "convert": "classify"}
     arguments: dict[str, Any] = {
+        **runner,
         "max_model_len": config.max_model_len,
         "max_num_batched_tokens": max(config.max_num_batched_tokens, config.max_model_len),
         "max_num_seqs": 2 * config.batch_size,

@@ -19,6 +19,7 @@ from preceptor.judge.pool import lay_pool
 from preceptor.judge.replies import Answers, Reply, Workers, asked_of, graded, rejected
 from preceptor.judge.shards import judge_pool
 from preceptor.judge.tally import usage_metrics
+from preceptor.judge.watch import Watch
 from preceptor.logits import softmax
 from preceptor.ranker.score_stage import collect_pairs
 from preceptor.recipe import EngineConfig, PairSet
@@ -34,7 +35,7 @@ class HostConfig:
     max_reject_share: float
 
 
-def host(config: HostConfig, *, corpus: Record, teacher: Record, out: Path) -> Record:
+def host(config: HostConfig, *, corpus: Record, teacher: Record, watch: Watch | None = None, out: Path) -> Record:
     """The record of the teacher's raw logits in ``scores/`` and of the pairs it failed on in ``rejects/``.
 
     Every pair of the sets is in one of the two. A rerun computes only blocks that are not whole. Raises
@@ -55,7 +56,7 @@ def host(config: HostConfig, *, corpus: Record, teacher: Record, out: Path) -> R
         engine=config.engine,
     )
     pool = lay_pool([rows_to_table(pairs, PAIRS)], out / "pool", num_pairs=len(pairs))
-    tally = judge_pool(judge, pool, run=run, policy=None, max_reject_share=config.max_reject_share)
+    tally = judge_pool(judge, pool, run=run, policy=None, max_reject_share=config.max_reject_share, watch=watch)
     shutil.rmtree(pool.path)
     return run.finish(
         num_rows_in=tally.num_pairs,

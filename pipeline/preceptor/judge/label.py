@@ -12,14 +12,16 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from preceptor.capacity import PAIRS_PER_BLOCK, PAIRS_PER_SHARD
 from preceptor.contracts import PAIRS, iter_batches, parquet_files, read_parquet
 from preceptor.errors import InputError, JudgeRefused
 from preceptor.judge.judges import open_judge
-from preceptor.judge.pool import PAIRS_PER_BLOCK, PAIRS_PER_SHARD, Pool, lay_pool
+from preceptor.judge.pool import Pool, lay_pool
 from preceptor.judge.replies import Judge
 from preceptor.judge.reuse import Forecast
 from preceptor.judge.shards import forecast, judge_pool
 from preceptor.judge.tally import usage_metrics
+from preceptor.judge.watch import Watch
 from preceptor.policy import Policy, load_policy
 from preceptor.recipe import JudgeConfig
 from preceptor.record import Record, begin
@@ -47,6 +49,7 @@ def label(
     pairs_per_block: int = PAIRS_PER_BLOCK,
     pairs_per_shard: int = PAIRS_PER_SHARD,
     judge: Judge | None = None,
+    watch: Watch | None = None,
     out: Path,
 ) -> Record:
     """The record of labelling the corpus pairs of `splits`: each (pair, dimension) once, as a label or as a reject.
@@ -78,6 +81,7 @@ def label(
         policy=loaded,
         max_reject_share=config.max_reject_share,
         max_attempts=config.max_attempts,
+        watch=watch,
     )
     # The corpus holds these texts already.
     shutil.rmtree(pool.path)

@@ -18,11 +18,9 @@ import pyarrow as pa
 import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
+from preceptor.capacity import PAIRS_PER_BLOCK, PAIRS_PER_SHARD, num_shards
 from preceptor.contracts import content_id, parquet_files, read_parquet, whole_file
 from preceptor.record import write_json
-
-PAIRS_PER_SHARD: Final = 8192
-PAIRS_PER_BLOCK: Final = 64
 
 _COLUMNS: Final = ("pair_id", "query_id", "query", "profile_id", "profile", "document")
 _HASH_BITS: Final = 64
@@ -75,11 +73,6 @@ class Pool:
         return self.path / f"{shard.name}.parquet"
 
 
-def num_shards_for(num_pairs: int, *, pairs_per_shard: int = PAIRS_PER_SHARD) -> int:
-    """The smallest power of two that leaves a shard at most about `pairs_per_shard` pairs."""
-    return 1 << max(0, (max(num_pairs, 1) - 1) // pairs_per_shard).bit_length()
-
-
 def shard_of(query_id: str, profile_id: str, num_shards: int) -> int:
     """The index of the shard that a group belongs to: the leading bits of the hash of its ids."""
     bits = num_shards.bit_length() - 1
@@ -94,7 +87,7 @@ def lay_pool(
     pairs_per_block: int = PAIRS_PER_BLOCK,
     pairs_per_shard: int = PAIRS_PER_SHARD,
 ) -> Pool:
-    """The pool of `tables` (PAIRS, about `num_pairs` rows in all, each pair kept once), written to the directory `path`.
+    """The pool of `tables` (PAIRS, about `num_pairs` rows, each pair kept once), written to the directory `path`.
 
     A pool that is already there is taken as it is. `tables` is read once, as a stream.
     """
@@ -102,12 +95,12 @@ def lay_pool(
     if found is not None:
         return found
     shutil.rmtree(path, ignore_errors=True)
-    num_shards = num_shards_for(num_pairs, pairs_per_shard=pairs_per_shard)
+    total = num_shards(num_pairs, pairs_per_shard=pairs_per_shard)
     raw = path / "raw"
-    _partition(tables, raw, num_shards=num_shards)
+    _partition(tables, raw, num_shards=total)
     counts = []
-    for index in range(num_shards):
-        shard = Shard(index=index, num_shards=num_shards)
+    for index in range(total):
+        shard = Shard(index=index, num_shards=total)
         folder = raw / str(index)
         counts.append(_write_shard(folder, path / f"{shard.name}.parquet", pairs_per_block) if folder.is_dir() else 0)
     shutil.rmtree(raw)

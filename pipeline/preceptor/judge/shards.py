@@ -27,6 +27,7 @@ from preceptor.judge.replies import Judge
 from preceptor.judge.reuse import Forecast
 from preceptor.judge.tally import Tally, tally_of
 from preceptor.judge.tickets import answer_tickets
+from preceptor.judge.watch import Watch
 from preceptor.policy import Policy
 from preceptor.record import StageRun, write_json
 
@@ -42,6 +43,7 @@ def judge_pool(
     max_reject_share: float,
     max_attempts: int = MAX_ATTEMPTS,
     max_cost_usd: float | None = None,
+    watch: Watch | None = None,
 ) -> Tally:
     """The tally of `pool`, after judging what no earlier run has answered and closing every shard under `run.out`.
 
@@ -70,7 +72,7 @@ def judge_pool(
     for shard in [shard for shard, num in waiting.items() if not num]:
         _close(work, shard)
     if any(waiting.values()):
-        total = _stream(work, opened, waiting, total, guard)
+        total = _stream(work, opened, waiting, total, guard, watch)
     shutil.rmtree(work.out / "open", ignore_errors=True)
     return total
 
@@ -127,7 +129,7 @@ class Guard:
             )
         if self.is_spent(total):
             raise SpendCeilingError(
-                f"{self.judge.judge_id}: {total.usage.cost_usd:.2f} USD spent, max_cost_usd is {self.max_cost_usd:.2f}; "
+                f"{self.judge.judge_id}: {total.usage.cost_usd:.2f} USD spent of max_cost_usd {self.max_cost_usd:.2f}. "
                 f"{total.num_pairs:,} pairs are whole and kept. Raise max_cost_usd and run the same command to go on."
             )
 
@@ -146,12 +148,18 @@ def _stream(
     waiting: dict[Shard, int],
     total: Tally,
     guard: Guard,
+    watch: Watch | None,
 ) -> Tally:
     """The whole tally, after answering the blocks that are missing and closing each shard with its last block."""
     tickets = _tickets(work.pool, opened)
     num_pairs = sum(work.pool.num_pairs) - total.num_pairs
     with (
-        Progress(stage=work.stage, num_rows=num_pairs * len(work.judge.dimensions)) as progress,
+        Progress(
+            stage=work.stage,
+            num_rows=num_pairs * len(work.judge.dimensions),
+            judge=work.judge.judge_id,
+            watch=watch,
+        ) as progress,
         closing(answer_tickets(work, tickets)) as answered,
     ):
         for ticket, tally in answered:

@@ -9,8 +9,8 @@ import asyncio
 import json
 import queue
 import threading
-from collections.abc import Iterator, Sequence
-from typing import Any, Final
+from collections.abc import Generator, Iterator, Sequence
+from typing import Any, Final, cast
 
 import pyarrow as pa
 
@@ -26,7 +26,7 @@ MAX_RESTARTS: Final = 20
 Answered = tuple[Ticket, Tally | None]
 
 
-def answer_tickets(work: Work, tickets: Sequence[Ticket]) -> Iterator[Answered]:
+def answer_tickets(work: Work, tickets: Sequence[Ticket]) -> Generator[Answered]:
     """Each ticket with its block's tally, as they come; None where a worker was told to stop.
 
     Raises StageFailed where the workers are gone, or none has finished a block for `Workers.give_up_s` seconds.
@@ -74,13 +74,13 @@ def _through_ray(work: Work, workers: Workers, tickets: Sequence[Ticket]) -> Ite
         runtime_env={"env_vars": dict(workers.env)},
     )
     for batch in answered.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-        for row in batch.to_pylist():
+        for row in cast(pa.Table, batch).to_pylist():
             ticket = Ticket(shard=Shard(index=row["shard"], num_shards=row["num_shards"]), block=row["block"])
             yield ticket, tally_of(json.loads(row["tally"])) if row["tally"] else None
 
 
 def _watched(answered: Iterator[Answered], workers: Workers, work: Work) -> Iterator[Answered]:
-    """`answered`, pulled by a thread so that a silence can be told from work. StageFailed where Ray or time gives up."""
+    """`answered`, pulled by a thread so that silence is noticed. StageFailed where Ray or time gives up."""
     arrived: queue.SimpleQueue[Any] = queue.SimpleQueue()
     ended, stop = object(), threading.Event()
 
@@ -123,5 +123,5 @@ def _failed(error: BaseException, work: Work) -> BaseException:
         return error
     reason = str(error).strip().splitlines()[-1][:300]
     return StageFailed(
-        f"{work.judge.judge_id} stopped: {reason}. What is whole is kept: mend the cause and run the same command again."
+        f"{work.judge.judge_id} stopped: {reason}. What is whole is kept: mend the cause and run the command again."
     )

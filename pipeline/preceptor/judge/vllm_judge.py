@@ -130,7 +130,7 @@ class PromptTokens:
 
 
 def in_waves(pairs: Sequence[Row], dimensions: Sequence[str]) -> Iterator[tuple[Row, str]]:
-    """Every pair with every dimension it is to be asked, in waves: the first dimension of each pair, then the second."""
+    """Every pair with each dimension it is to be asked, in waves: the first dimension of each pair, then the second."""
     for start in range(0, len(pairs), PAIRS_PER_WAVE):
         wave = [(pair, asked_of(pair, dimensions)) for pair in pairs[start : start + PAIRS_PER_WAVE]]
         for turn in range(len(dimensions)):
