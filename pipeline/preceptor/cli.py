@@ -23,6 +23,8 @@ examples:
   preceptor run jobmatch --root runs/jobmatch --data DIR
   preceptor run demo --root runs/mine --judge openai --base-url http://127.0.0.1:8000/v1 --judge-model NAME
   preceptor label demo --root runs/mine --judge openai --base-url URL --version v2 --dry-run
+  preceptor batch export demo --root runs/mine --judge openai --base-url URL --out requests.jsonl
+  preceptor batch import demo output.jsonl errors.jsonl --root runs/mine --judge openai --base-url URL
   preceptor score --bundle runs/demo/export/v1/bundle --pairs pairs.parquet --out scores.parquet
   preceptor serve --bundle runs/demo/export/v1/bundle
   preceptor policy lint policy/job_match
@@ -68,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_run(commands.add_parser("run", help="run a recipe's stages; finished ones are skipped"))
     _add_label(commands.add_parser("label", help="label a recipe's pool, or say what that would ask"))
+    _add_batch(commands.add_parser("batch", help="ask an endpoint through OpenAI batch files"))
     _add_plan(
         commands.add_parser(
             "plan",
@@ -102,6 +105,32 @@ def _add_label(parser: argparse.ArgumentParser) -> None:
         "--dry-run", action="store_true", help="print how many rows are new, reused, stale; ask nothing"
     )
     parser.set_defaults(run=_label)
+
+
+def _add_batch(parser: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    export = commands.add_parser("export", help="write what is to be asked as request files")
+    export.description = (
+        "Write one request for each pair and dimension, in files of at most 50,000 requests and 200 MB each."
+    )
+    _add_recipe(export)
+    export.add_argument("--out", type=Path, required=True, help="requests.jsonl; more files are requests-2.jsonl, ...")
+    export.set_defaults(run=_batch_export)
+    read = commands.add_parser("import", help="make labels of the results")
+    read.description = (
+        "Read output and error files of all tries together and run the stage on them, without asking anybody."
+    )
+    _add_recipe(read)
+    read.add_argument("results", type=Path, nargs="+", help="output and error files, JSON Lines")
+    read.add_argument(
+        "--retry", type=Path, metavar="FILE", help="first ask rows again that failed, expired or are missing"
+    )
+    read.set_defaults(run=_batch_import)
+    for command in (export, read):
+        command.add_argument("--stage", choices=("calibrate", "label"), default="label", help="whose pairs (label)")
+        command.add_argument(
+            "--top-logprobs", type=int, default=20, metavar="N", help="as many as the model gives (20); 0 for none"
+        )
 
 
 def _add_recipe(parser: argparse.ArgumentParser) -> None:
@@ -255,6 +284,39 @@ def _label(arguments: argparse.Namespace) -> int:
     with watching(host=arguments.metrics_host, port=arguments.metrics_port) as watch:
         run_steps(recipe, choose(make_plan(recipe, watch=watch), only="label", start=None), root=root)
     print(f"label: ok {root / 'label' / recipe.version}")
+    return 0
+
+
+def _batch_export(arguments: argparse.Namespace) -> int:
+    from preceptor.batch import batch_export
+
+    recipe = _recipe(arguments)
+    print(
+        batch_export(
+            recipe,
+            root=(arguments.root or Path("runs") / recipe.name).resolve(),
+            out=arguments.out,
+            stage=arguments.stage,
+            top_logprobs=arguments.top_logprobs,
+        )
+    )
+    return 0
+
+
+def _batch_import(arguments: argparse.Namespace) -> int:
+    from preceptor.batch import batch_import
+
+    recipe = _recipe(arguments)
+    print(
+        batch_import(
+            recipe,
+            root=(arguments.root or Path("runs") / recipe.name).resolve(),
+            results=arguments.results,
+            retry=arguments.retry,
+            stage=arguments.stage,
+            top_logprobs=arguments.top_logprobs,
+        )
+    )
     return 0
 
 

@@ -7,6 +7,7 @@ checks itself when it is built and raises RecipeError.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -158,7 +159,12 @@ holdout: what the gate measures on."""
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeConfig:
-    """Who labels. `floor` is the quadratic-weighted kappa whose interval's lower end a judge must reach."""
+    """Who labels. `floor` is the quadratic-weighted kappa whose interval's lower end a judge must reach.
+
+    `rationale_tokens` above 0 asks for reasons of about that length before each grade. Of an endpoint: rates are for
+    all its actors together; prices are per million tokens (cached ones cost what others do unless told), in batch files
+    `batch_price_share` of that; labelling stops at `max_cost_usd`.
+    """
 
     kind: Literal["vllm", "openai", "fake"]
     model: str
@@ -171,6 +177,14 @@ class JudgeConfig:
     max_concurrency: int = 16
     timeout_s: float = 60.0
     max_attempts: int = 3
+    rationale_tokens: int = 0
+    max_requests_per_minute: int | None = None
+    max_tokens_per_minute: int | None = None
+    usd_per_million_prompt_tokens: float = 0.0
+    usd_per_million_cached_tokens: float | None = None
+    usd_per_million_generated_tokens: float = 0.0
+    batch_price_share: float = 0.5
+    max_cost_usd: float | None = None
 
     def __post_init__(self) -> None:
         _require(-1 <= self.floor <= 1, f"a kappa floor lies in -1..1, got {self.floor}")
@@ -178,6 +192,24 @@ class JudgeConfig:
         _require(
             self.kind != "openai" or bool(self.base_url),
             "an openai judge needs base_url: pass --base-url http://HOST:PORT/v1",
+        )
+        for name in ("max_concurrency", "timeout_s", "max_attempts"):
+            _require(getattr(self, name) > 0, f"{name} must be above 0, got {getattr(self, name)}")
+        for name in ("max_requests_per_minute", "max_tokens_per_minute", "max_cost_usd"):
+            limit = getattr(self, name)
+            _require(limit is None or 0 < limit < math.inf, f"{name} must be above 0, or None for none, got {limit}")
+        _require(self.rationale_tokens >= 0, f"rationale_tokens must be 0 or above, got {self.rationale_tokens}")
+        self._check_prices()
+
+    def _check_prices(self) -> None:
+        prompt, generated = self.usd_per_million_prompt_tokens, self.usd_per_million_generated_tokens
+        prices = {"prompt": prompt, "cached": self.usd_per_million_cached_tokens or 0.0, "generated": generated}
+        for name, price in prices.items():
+            _require(0 <= price < math.inf, f"usd_per_million_{name}_tokens must be 0 or above, got {price}")
+        _require(0 <= self.batch_price_share <= 1, f"batch_price_share lies in 0..1, got {self.batch_price_share}")
+        _require(
+            self.max_cost_usd is None or max(prompt, generated) > 0,
+            "max_cost_usd is never reached without prices: give usd_per_million_prompt_tokens and _generated_tokens",
         )
 
 

@@ -30,7 +30,7 @@ LAYERS = (
     ("sources.rerank_report", "sources.headline_report", "parity"),
     ("export", "recipes"),
     ("plan",),
-    ("running",),
+    ("running", "batch"),
     ("cli",),
 )
 LAYER_OF = {room: layer for layer, rooms in enumerate(LAYERS) for room in rooms}
@@ -47,6 +47,7 @@ LIGHT = (
     "capacity",
     "capacity_table",
     "plan",
+    "batch",
     "cli",
 )
 HEAVY = ("torch", "ray", "vllm", "transformers", "sklearn", "matplotlib", "openai", "datasets")

@@ -1,16 +1,11 @@
 from __future__ import annotations
 
-import asyncio
 import itertools
 import json
 import re
 import shutil
-import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +33,6 @@ from preceptor.judge.engine import over_long, reason_of
 from preceptor.judge.hosted import read_checkpoint
 from preceptor.judge.judges import open_judge, revision_of
 from preceptor.judge.label import label_forecast
-from preceptor.judge.openai_judge import Dialect, Endpoint, EndpointWorker, ask, open_client, wait_s
 from preceptor.judge.replies import (
     INCOMPLETE,
     NO_GRADE,
@@ -155,195 +149,6 @@ def test_engine_errors_are_counted_by_kind() -> None:
     assert over_long(99, engine, num_new=1) == ""
     assert reason_of(over_long(100, engine, num_new=1)) == "over-long"
     assert reason_of("ValueError: prompt 17 is odd") == reason_of("ValueError: prompt 18 is odd")
-
-
-# ---------------------------------------------------------------- an endpoint that misbehaves
-
-
-def chat(content: str, tops: dict[str, float] | None = None) -> bytes:
-    listed = [{"token": token, "logprob": value, "bytes": None} for token, value in (tops or {}).items()]
-    logprobs = {"content": [{**listed[0], "top_logprobs": listed}]} if listed else None
-    choice = {
-        "index": 0,
-        "message": {"role": "assistant", "content": content},
-        "finish_reason": "length",
-        "logprobs": logprobs,
-    }
-    answer = {"id": "1", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice]}
-    return json.dumps(answer).encode()
-
-
-Behaviour = Callable[[BaseHTTPRequestHandler, dict[str, Any]], None]
-
-
-def send(body: bytes, status: int = 200, *, claim: int | None = None, **headers: str) -> Behaviour:
-    def behave(handler: BaseHTTPRequestHandler, _: dict[str, Any]) -> None:
-        handler.send_response(status)
-        handler.send_header("content-type", "application/json")
-        handler.send_header("content-length", str(claim or len(body)))
-        # Said, not only done: a client that tried to use the connection again would count one fault more.
-        handler.send_header("connection", "close")
-        for name, value in headers.items():
-            handler.send_header(name.replace("_", "-"), value)
-        handler.end_headers()
-        handler.wfile.write(body)
-        handler.close_connection = True
-
-    return behave
-
-
-@contextmanager
-def endpoint(
-    *script: Behaviour, timeout_s: float = 20.0, max_attempts: int = 3
-) -> Iterator[tuple[Endpoint, list[Any]]]:
-    """A server on loopback that answers its n-th request as the n-th behaviour says, the last one for ever after."""
-    seen: list[dict[str, Any]] = []
-    lock = threading.Lock()
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            with lock:
-                seen.append(body)
-                behave = script[min(len(seen), len(script)) - 1]
-            behave(self, body)
-
-        def log_message(self, *_: object) -> None:
-            return
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    try:
-        yield (
-            Endpoint(
-                base_url=f"http://127.0.0.1:{server.server_address[1]}/v1",
-                model="m",
-                api_key="none",
-                max_concurrency=4,
-                timeout_s=timeout_s,
-                max_attempts=max_attempts,
-                first_wait_s=0.001,
-            ),
-            seen,
-        )
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
-def asked(where: Endpoint, dialect: Dialect | None = None) -> dict[str, Any]:
-    async def run() -> dict[str, Any]:
-        async with open_client(where) as client:
-            return await ask(client, where, dialect or Dialect(), [{"role": "user", "content": "grade"}])
-
-    return asyncio.run(run())
-
-
-GOOD = send(chat("3", {"3": -0.3, " 3": -3.0, "2": -2.0, "I": -4.0}))
-
-
-def test_logprobs_become_masses_with_both_spellings_of_a_digit_added_up() -> None:
-    with endpoint(GOOD) as (where, seen):
-        found = asked(where)
-    assert found["masses"] == pytest.approx([0, 0, np.exp(-2.0), np.exp(-0.3) + np.exp(-3.0), 0])
-    assert (seen[0]["max_tokens"], seen[0]["logprobs"], seen[0]["temperature"]) == (1, True, 0)
-
-
-@pytest.mark.parametrize(
-    "fault",
-    [
-        send(b"{}", 429, retry_after="0"),
-        send(b"{}", 500),
-        send(b"{}", 503, retry_after="Fri, 01 Jan 1999 00:00:00 GMT"),
-        send(chat("3")[:40]),
-        send(chat("3")[:40], claim=4000),
-        send(b"<html>busy</html>"),
-        send(b'{"choices": []}'),
-    ],
-    ids=["429", "500", "503-dated", "cut-json", "cut-body", "html", "no-choice"],
-)
-def test_a_passing_fault_is_tried_again(fault: Behaviour) -> None:
-    with endpoint(fault, GOOD) as (where, seen):
-        found = asked(where)
-    assert (found["reason"], found["attempt"], len(seen)) == (None, 2, 2)
-
-
-def test_a_lasting_fault_is_rejected_with_its_reason_after_max_attempts() -> None:
-    with endpoint(send(b'{"error": {"message": "overloaded"}}', 500)) as (where, seen):
-        found = asked(where)
-    assert (found["masses"], found["reason"], found["attempt"], len(seen)) == (None, "http 500", 3, 3)
-    assert "overloaded" in found["raw"]
-
-
-def test_a_refusal_is_final() -> None:
-    with endpoint(send(b'{"error": {"message": "bad key"}}', 401)) as (where, seen):
-        found = asked(where)
-    assert (found["reason"], len(seen)) == ("http 401", 1)
-
-
-def test_a_server_that_never_answers_times_out() -> None:
-    release = threading.Event()
-    with endpoint(lambda *_: (release.wait(), None)[1], timeout_s=0.2, max_attempts=2) as (where, seen):
-        found = asked(where)
-        release.set()
-    assert (found["reason"], found["attempt"], len(seen)) == (TIMEOUT, 2, 2)
-
-
-def test_nobody_listening_is_a_reject_not_a_crash() -> None:
-    with endpoint(GOOD) as (where, _):
-        pass
-    assert asked(where)["reason"] == "connection lost"
-
-
-def test_a_server_that_only_knows_the_new_name_of_the_limit_is_asked_with_it() -> None:
-    def picky(handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
-        complaint = b'{"error": {"message": "max_tokens is unsupported, use max_completion_tokens"}}'
-        (send(complaint, 400) if "max_tokens" in body else GOOD)(handler, body)
-
-    dialect = Dialect()
-    with endpoint(picky) as (where, seen):
-        assert asked(where, dialect)["reason"] is None
-        assert asked(where, dialect)["attempt"] == 1
-    assert [sorted({"max_tokens", "max_completion_tokens"} & body.keys()) for body in seen] == [
-        ["max_tokens"],
-        ["max_completion_tokens"],
-        ["max_completion_tokens"],
-    ]
-
-
-def test_a_server_without_logprobs_gives_a_sure_grade() -> None:
-    def picky(handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
-        complaint = b'{"error": {"message": "logprobs are not supported"}}'
-        (send(complaint, 400) if "logprobs" in body else send(chat("2")))(handler, body)
-
-    with endpoint(picky) as (where, _):
-        assert asked(where)["masses"] == (0, 0, 1, 0, 0)
-
-
-def test_a_retry_waits_as_told_and_otherwise_below_a_doubling_bound() -> None:
-    assert wait_s(1, 7.0, first_s=0.5, draw=lambda: 1.0) == 7.0
-    assert wait_s(1, 3600.0, first_s=0.5, draw=lambda: 1.0) == 30.0
-    assert [wait_s(n, None, first_s=0.5, draw=lambda: 1.0) for n in (1, 2, 3, 20)] == [0.5, 1.0, 2.0, 30.0]
-    assert wait_s(3, None, first_s=0.5, draw=lambda: 0.25) == 0.5
-
-
-def test_a_worker_answers_every_pair_and_dimension_and_prose_is_no_grade() -> None:
-    def by_dimension(handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
-        question = body["messages"][-1]["content"]
-        (send(chat("The pay is fine.", {"The": -0.1})) if "\npay: " in question else GOOD)(handler, body)
-
-    pairs = pa.Table.from_pylist(pool(3))
-    with endpoint(by_dimension) as (where, seen):
-        worker = EndpointWorker(endpoint=where, policy=POLICY, dimensions=("role", "pay"))
-        rows = worker(pairs).to_pylist()
-    assert len(seen) == len({(row["pair_id"], row["dimension"]) for row in rows}) == 6
-    for row in rows:
-        reply = graded(row["pair_id"], row["dimension"], row["masses"], raw=row["raw"])
-        assert reply.reason == (NO_GRADE if row["dimension"] == "pay" else None)
-        assert reply.reason is None or reply.raw == "The pay is fine."
 
 
 # ---------------------------------------------------------------- stages

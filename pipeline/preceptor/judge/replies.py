@@ -34,11 +34,17 @@ TIMEOUT: Final = "timeout"
 UNREADABLE: Final = "unreadable reply"
 UNREACHABLE: Final = "connection lost"
 ENGINE_ERROR: Final = "engine error"
+EXPIRED: Final = "expired"
+NO_ANSWER: Final = "no answer"
+BATCH_ERROR: Final = "batch error"
 ENGINE_DIED: Final = "killed its engine"
 INCOMPLETE: Final = "a dimension was rejected"
 
 _MAX_RAW: Final = 2000
-_PASSING: Final = (TIMEOUT, UNREADABLE, UNREACHABLE, ENGINE_ERROR, "http 429", "http 5")
+_PASSING: Final = (
+    *(TIMEOUT, UNREADABLE, UNREACHABLE, ENGINE_ERROR, EXPIRED, NO_ANSWER, BATCH_ERROR),
+    *("http 408", "http 409", "http 429", "http 5"),
+)
 _GRADE_TEXT: Final = re.compile(r"\s*[\"'(\[]?([0-4])[\"')\].]*\s*")
 
 
