@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,7 @@ def main() -> None:
         # Which comes first changes from round to round: a machine that slows down favours neither.
         for name in VARIANTS if number % 2 == 0 else ("raw", "ours", "naive"):
             command = [sys.executable, __file__, *sys.argv[1:], "--variant", name]
-            ran = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+            ran = subprocess.run(command, capture_output=True, text=True)
             if ran.returncode:
                 sys.exit(ran.stderr)
             found[name].append(json.loads(ran.stdout.splitlines()[-1]))
@@ -129,9 +129,7 @@ def ours(shape: Shape) -> dict[str, float]:
             usages.append(tally.usage)
             times.append(time.monotonic())
     num_rows = shape.pairs_per_block * len(policy.rubric.names)
-    return figures(
-        num_rows * (len(tickets) - 1), times[-1] - times[0], sum(usages[1:], Usage()), shape.model, policy
-    )
+    return figures(num_rows * (len(tickets) - 1), times[-1] - times[0], sum(usages[1:], Usage()), shape.model, policy)
 
 
 def raw(shape: Shape) -> dict[str, float]:
@@ -173,13 +171,14 @@ def generated(
 
     os.environ.update(environment(shape.model, shape.engine))
     from vllm import LLM, SamplingParams
+    from vllm.inputs import TokensPrompt
 
     engine = LLM(model=shape.model, **engine_arguments(shape.engine, "generate"))
     grade_tokens = grade_token_ids(prompt_tokens(shape.model).tokenizer, shape.model)
     params = SamplingParams(max_tokens=1, temperature=0.0, detokenize=False, logprob_token_ids=grade_tokens)
 
     def ask(prompts: Sequence[list[int]]) -> list[Any]:
-        return engine.generate([{"prompt_token_ids": ids} for ids in prompts], params, use_tqdm=False)
+        return engine.generate([TokensPrompt(prompt_token_ids=ids) for ids in prompts], params, use_tqdm=False)
 
     ask(first)
     started_s = time.monotonic()

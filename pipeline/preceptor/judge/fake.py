@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from preceptor.contracts import NUM_GRADES, content_id
 from preceptor.judge.replies import NO_GRADE, Answers, Reply, Workers, asked_of, graded, rejected
+from preceptor.policy import ANSWER
 
 _CONFIDENCE: Final = 0.8
 _LABEL_MASS: Final = 0.95
@@ -34,6 +35,7 @@ class FakeJudge:
     poison: frozenset[str] = frozenset()
     poison_share: float = 0.0
     heads: tuple[str, ...] = ()
+    asking: str = ANSWER
     workers: Workers | None = None
     latency_s: float = 0.0
     deadly: frozenset[str] = frozenset()

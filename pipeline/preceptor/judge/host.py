@@ -73,6 +73,7 @@ class StoredJudge:
     judge_id: str
     dimensions: tuple[str, ...]
     scores: Path
+    asking: str = ""
 
     @property
     def heads(self) -> tuple[str, ...]:

@@ -41,6 +41,7 @@ class HostedJudge:
     checkpoint: Checkpoint
     dimensions: tuple[str, ...]
     engine: EngineConfig
+    asking: str = ""
 
     @property
     def heads(self) -> tuple[str, ...]:

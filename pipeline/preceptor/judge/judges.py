@@ -12,7 +12,7 @@ from preceptor.errors import InputError
 from preceptor.judge.completions import Prices
 from preceptor.judge.endpoint import Endpoint
 from preceptor.judge.fake import FakeJudge
-from preceptor.judge.hosted import HostedJudge, read_checkpoint
+from preceptor.judge.hosted import HostedJudge, read_checkpoint, teacher_id
 from preceptor.judge.openai_judge import OpenAIJudge
 from preceptor.judge.replies import Judge
 from preceptor.judge.vllm_judge import VllmJudge
@@ -42,12 +42,21 @@ def open_judge(config: JudgeConfig, policy: Policy, *, teacher: Record | None, m
         return openai_judge(config, policy)
     loaded = model or resolve_backbone(config.model)
     return VllmJudge(
-        judge_id=f"vllm:{Path(config.model).name}@{revision_of(loaded)}",
+        judge_id=vllm_id(config, loaded),
         model=loaded,
         policy=policy,
         dimensions=dimensions,
         engine=config.engine,
+        rationale_tokens=config.rationale_tokens,
     )
+
+
+def vllm_id(config: JudgeConfig, loaded: str) -> str:
+    """``vllm:MODEL@REVISION``, with ``+ADAPTER@REVISION`` of a LoRA adapter and ``+reasons`` where reasons come first."""
+    lora = config.engine.lora
+    adapter = f"+{Path(lora).name}@{revision_of(lora)}" if lora is not None else ""
+    reasons = "+reasons" if config.rationale_tokens else ""
+    return f"vllm:{Path(config.model).name}@{revision_of(loaded)}{adapter}{reasons}"
 
 
 def openai_judge(config: JudgeConfig, policy: Policy) -> OpenAIJudge:
@@ -101,7 +110,7 @@ def _sampled(file: Path) -> tuple[str, str]:
 
 def prompt_hashes(judge: Judge, policy: Policy) -> dict[str, str]:
     """The prompt hash of each dimension the judge is asked in words; a hosted teacher reads no prompt and has none."""
-    return {} if judge.heads else {name: prompt_hash(policy, name) for name in judge.dimensions}
+    return {} if judge.heads else {name: prompt_hash(policy, name, asking=judge.asking) for name in judge.dimensions}
 
 
 def _hosted(config: JudgeConfig, teacher: Record) -> HostedJudge:
@@ -111,6 +120,4 @@ def _hosted(config: JudgeConfig, teacher: Record) -> HostedJudge:
     if not dimensions:
         have = ", ".join(checkpoint.grade_heads) or "none"
         raise InputError(f"{checkpoint.path}/config.json: no grade head for {sorted(wanted)}; it has: {have}.")
-    return HostedJudge(
-        judge_id=f"teacher:{teacher.fingerprint}", checkpoint=checkpoint, dimensions=dimensions, engine=config.engine
-    )
+    return HostedJudge(judge_id=teacher_id(teacher), checkpoint=checkpoint, dimensions=dimensions, engine=config.engine)

@@ -138,6 +138,10 @@ class Judge(Protocol):
         """The heads whose raw logits come along; empty unless a teacher is hosted."""
 
     @property
+    def asking(self) -> str:
+        """The words that ask for the answer, where it is asked in words; they count into the labels' prompt hash."""
+
+    @property
     def workers(self) -> Workers | None:
         """What Ray gives it; None where it answers at once, in the process that asks."""
 

@@ -17,7 +17,7 @@ from preceptor.contracts import NUM_GRADES
 from preceptor.errors import InputError
 from preceptor.judge.engine import Engine, answered, over_long, reason_of, usage_of, workers_of
 from preceptor.judge.replies import Answers, Reply, Usage, Workers, asked_of, graded, rejected
-from preceptor.policy import Policy, messages
+from preceptor.policy import ANSWER, REASONED_ANSWER, Policy, messages
 from preceptor.recipe import EngineConfig
 
 Row = dict[str, Any]
@@ -27,11 +27,15 @@ PAIRS_PER_WAVE: Final = 32
 engine cannot share what they compute: side by side, all dimensions of a pair would compute the pair each for itself."""
 
 
+GRADE_LINE: Final = "Grade: "
+GRADE_LINE_TOKENS: Final = 8
+
+
 @dataclass(frozen=True, kw_only=True)
 class VllmJudge:
-    """A language model asked for the probability of each of the five digits.
+    """A language model asked for the probability of each of the five digits, after its reasons where it is to give any.
 
-    `model` is a directory or a Hugging Face name.
+    `model` is a directory or a Hugging Face name; `rationale_tokens` the length that reasons are cut at, 0 for none.
     """
 
     judge_id: str
@@ -39,7 +43,13 @@ class VllmJudge:
     policy: Policy
     dimensions: tuple[str, ...]
     engine: EngineConfig
+    rationale_tokens: int = 0
     heads: tuple[str, ...] = ()
+
+    @property
+    def asking(self) -> str:
+        """For a digit, or for reasons and a digit."""
+        return REASONED_ANSWER if self.rationale_tokens else ANSWER
 
     @property
     def workers(self) -> Workers:
@@ -60,12 +70,13 @@ class VllmGrader:
         self.judge = judge
         self.tokens = PromptTokens(AutoTokenizer.from_pretrained(judge.model))
         self.grade_tokens = grade_token_ids(self.tokens.tokenizer, judge.model)
+        self.ask = self._reasoned_reply if judge.rationale_tokens else self._reply
         self.engine = Engine(model=judge.model, config=judge.engine, task="generate")
 
     async def grade(self, pairs: pa.Table) -> Answers:
         """Answers to `pairs`; label mass is the true probability of the five digits."""
         rows = list(in_waves(pairs.to_pylist(), self.judge.dimensions))
-        found, usage = await answered(self.engine, [self._reply(pair, name) for pair, name in rows])
+        found, usage = await answered(self.engine, [self.ask(pair, name) for pair, name in rows])
         return Answers(
             replies=tuple(
                 _failed(pair["pair_id"], name, reply) if isinstance(reply, Exception) else reply
@@ -75,8 +86,6 @@ class VllmGrader:
         )
 
     async def _reply(self, pair: Row, dimension: str) -> tuple[Reply, Usage]:
-        from vllm import SamplingParams
-
         asked = messages(
             self.judge.policy, dimension, query=pair["query"], profile=pair["profile"], document=pair["document"]
         )
@@ -84,10 +93,37 @@ class VllmGrader:
         too_long = over_long(len(token_ids), self.judge.engine, num_new=1)
         if too_long:
             return rejected(pair["pair_id"], dimension, reason_of(too_long), raw=too_long), Usage()
+        masses, usage = await self._masses(token_ids)
+        return graded(pair["pair_id"], dimension, masses), usage
+
+    async def _reasoned_reply(self, pair: Row, dimension: str) -> tuple[Reply, Usage]:
+        """The reply after the model's reasons: they are generated first, and the grade is read where it follows them."""
+        from vllm import SamplingParams
+
+        asked = reasoned_messages(
+            self.judge.policy, dimension, query=pair["query"], profile=pair["profile"], document=pair["document"]
+        )
+        token_ids = self.tokens.of_chat(asked)
+        limit = self.judge.rationale_tokens
+        too_long = over_long(len(token_ids), self.judge.engine, num_new=limit + GRADE_LINE_TOKENS)
+        if too_long:
+            return rejected(pair["pair_id"], dimension, reason_of(too_long), raw=too_long), Usage()
+        params = SamplingParams(max_tokens=limit, temperature=0.0, stop=["Grade:"])
+        output = await self.engine.generate(token_ids, params)
+        said = output.outputs[0]
+        first = usage_of(output, num_generated=len(said.token_ids))
+        rationale = said.text.strip()
+        # Asked again with its own words before it, the model needs no luck to write the line; the prefix is cached.
+        masses, second = await self._masses([*token_ids, *self.tokens.of_text(f"{rationale}\n{GRADE_LINE}")])
+        return replace(graded(pair["pair_id"], dimension, masses), rationale=rationale or None), first + second
+
+    async def _masses(self, token_ids: list[int]) -> tuple[list[float], Usage]:
+        """The probability of each digit as the next token."""
+        from vllm import SamplingParams
+
         params = SamplingParams(max_tokens=1, temperature=0.0, detokenize=False, logprob_token_ids=self.grade_tokens)
         output = await self.engine.generate(token_ids, params)
-        masses = masses_of(output.outputs[0].logprobs[0], self.grade_tokens)
-        return graded(pair["pair_id"], dimension, masses), usage_of(output, num_generated=1)
+        return masses_of(output.outputs[0].logprobs[0], self.grade_tokens), usage_of(output, num_generated=1)
 
 
 class PromptTokens:
