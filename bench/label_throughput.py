@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,7 @@ class Shape:
 
     model: str
     policy: Path
+    num_policy_tokens: int
     num_blocks: int
     pairs_per_block: int
     num_naive_pairs: int
@@ -56,6 +57,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="smollm2-135m", help="the judge (default: smollm2-135m)")
     parser.add_argument("--policy", type=Path, default=POLICY_DIR, help="policy directory (default: the shipped one)")
+    parser.add_argument(
+        "--policy-tokens",
+        type=int,
+        default=1000,
+        help="precedents are shown until the policy is this long (default: 1000)",
+    )
     parser.add_argument("--blocks", type=int, default=3, help="blocks of pairs, the first not timed (default: 3)")
     parser.add_argument("--pairs-per-block", type=int, default=64)
     parser.add_argument("--naive-pairs", type=int, default=8, help="pairs in the naive order (default: 8)")
@@ -66,6 +73,7 @@ def main() -> None:
     shape = Shape(
         model=resolve_backbone(arguments.model),
         policy=arguments.policy,
+        num_policy_tokens=arguments.policy_tokens,
         num_blocks=arguments.blocks,
         pairs_per_block=arguments.pairs_per_block,
         num_naive_pairs=arguments.naive_pairs,
@@ -105,7 +113,7 @@ def show(found: dict[str, list[dict[str, float]]]) -> None:
 
 def ours(shape: Shape) -> dict[str, float]:
     """Steady figures of the label stage: pool, Ray, engine, parts on disk."""
-    policy = load_policy(shape.policy)
+    policy = policy_of(shape)
     judge = VllmJudge(
         judge_id="bench", model=shape.model, policy=policy, dimensions=policy.rubric.names, engine=shape.engine
     )
@@ -134,7 +142,7 @@ def ours(shape: Shape) -> dict[str, float]:
 
 def raw(shape: Shape) -> dict[str, float]:
     """vLLM's own batch interface, given at once what our stage asks block by block."""
-    policy = load_policy(shape.policy)
+    policy = policy_of(shape)
     with tempfile.TemporaryDirectory() as folder:
         pool = laid(shape, policy, Path(folder))
         (shard,) = pool.shards
@@ -151,7 +159,7 @@ def raw(shape: Shape) -> dict[str, float]:
 
 def naive(shape: Shape) -> dict[str, float]:
     """The pair first, then the policy, one prompt after the other for each dimension."""
-    policy = load_policy(shape.policy)
+    policy = policy_of(shape)
     pairs = market_pairs(policy, num=shape.num_naive_pairs + 1)
     tokens = prompt_tokens(shape.model)
     prompts = []
@@ -195,14 +203,30 @@ def generated(
 
 def figures(num_rows: int, elapsed_s: float, usage: Usage, model: str, policy: Policy) -> dict[str, float]:
     """What a run reports."""
-    empty = messages(policy, policy.rubric.names[0], query="", profile="", document="")[:1]
     return {
         "rows_per_s": num_rows / elapsed_s,
         "prompt_tokens_per_s": usage.num_prompt_tokens / elapsed_s,
         "hit_rate": usage.num_cached_tokens / usage.num_prompt_tokens,
         "idle_share": max(0.0, 1 - usage.busy_s / elapsed_s),
-        "policy_tokens": len(prompt_tokens(model).tokenizer(empty[0]["content"])["input_ids"]),
+        "policy_tokens": num_policy_tokens(model, policy),
     }
+
+
+def policy_of(shape: Shape) -> Policy:
+    """The policy, with as many of its precedents shown as make it about so long."""
+    policy = load_policy(shape.policy)
+    for precedent in policy.precedents:
+        if num_policy_tokens(shape.model, policy) >= shape.num_policy_tokens:
+            break
+        if precedent.id not in policy.rubric.shown:
+            rubric = replace(policy.rubric, shown=(*policy.rubric.shown, precedent.id))
+            policy = replace(policy, rubric=rubric)
+    return policy
+
+
+def num_policy_tokens(model: str, policy: Policy) -> int:
+    system = messages(policy, policy.rubric.names[0], query="", profile="", document="")[0]
+    return len(prompt_tokens(model).tokenizer(system["content"])["input_ids"])
 
 
 def prompt_tokens(model: str) -> PromptTokens:

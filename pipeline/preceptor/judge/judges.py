@@ -52,7 +52,7 @@ def open_judge(config: JudgeConfig, policy: Policy, *, teacher: Record | None, m
 
 
 def vllm_id(config: JudgeConfig, loaded: str) -> str:
-    """``vllm:MODEL@REVISION``, with ``+ADAPTER@REVISION`` of a LoRA adapter and ``+reasons`` where reasons come first."""
+    """``vllm:MODEL@REVISION``, ``+ADAPTER@REVISION`` for a LoRA adapter, ``+reasons`` where reasons come first."""
     lora = config.engine.lora
     adapter = f"+{Path(lora).name}@{revision_of(lora)}" if lora is not None else ""
     reasons = "+reasons" if config.rationale_tokens else ""

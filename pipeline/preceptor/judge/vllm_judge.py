@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import pyarrow as pa
@@ -17,7 +17,7 @@ from preceptor.contracts import NUM_GRADES
 from preceptor.errors import InputError
 from preceptor.judge.engine import Engine, answered, over_long, reason_of, usage_of, workers_of
 from preceptor.judge.replies import Answers, Reply, Usage, Workers, asked_of, graded, rejected
-from preceptor.policy import ANSWER, REASONED_ANSWER, Policy, messages
+from preceptor.policy import ANSWER, REASONED_ANSWER, Policy, messages, reasoned_messages
 from preceptor.recipe import EngineConfig
 
 Row = dict[str, Any]
@@ -97,7 +97,7 @@ class VllmGrader:
         return graded(pair["pair_id"], dimension, masses), usage
 
     async def _reasoned_reply(self, pair: Row, dimension: str) -> tuple[Reply, Usage]:
-        """The reply after the model's reasons: they are generated first, and the grade is read where it follows them."""
+        """The reply after the model's reasons: those are generated first, and the grade is read where it follows."""
         from vllm import SamplingParams
 
         asked = reasoned_messages(
