@@ -161,6 +161,8 @@ def environment(model: str, config: EngineConfig) -> dict[str, str]:
     env = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
     if not config.gpus_per_replica:
         env["VLLM_CPU_KVCACHE_SPACE"] = str(config.kv_cache_gib)
+        # Without this vLLM runs its CPU worker in one more process, which imports everything a third time.
+        env["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         env["OMP_NUM_THREADS"] = str(_num_threads(config))
     if Path(model).is_dir():
         env["HF_HUB_OFFLINE"] = "1"
