@@ -127,10 +127,19 @@ def _run(recipe: Recipe, stage: BatchStage, judge: BatchFileJudge, *, root: Path
 
     config, out = _config(recipe), root / stage / recipe.version
     corpus = _finished(root / "corpus" / recipe.version)
+    # Files answer the same however often they are asked.
+    once = 1
     if stage == "calibrate":
-        return calibrate(config, policy=recipe.policy, corpus=corpus, judge=judge, out=out)
-    calibration = _finished(root / "calibrate" / recipe.version)
-    return label(config, policy=recipe.policy, corpus=corpus, calibration=calibration, judge=judge, out=out)
+        return calibrate(config, policy=recipe.policy, corpus=corpus, judge=judge, max_attempts=once, out=out)
+    return label(
+        config,
+        policy=recipe.policy,
+        corpus=corpus,
+        calibration=_finished(root / "calibrate" / recipe.version),
+        judge=judge,
+        max_attempts=once,
+        out=out,
+    )
 
 
 def _finished(path: Path) -> Record:

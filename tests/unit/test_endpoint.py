@@ -522,12 +522,14 @@ def test_a_row_waits_its_turn_for_as_long_as_the_server_answers_others() -> None
     lock, served_at = threading.Lock(), [-1.0]
 
     def one_a_second(handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
+        # The lock holds until the answer is out: whoever is refused is refused after it.
         with lock:
             busy = time.now < served_at[0] + 1.0
             served_at[0] = served_at[0] if busy else time.now
-        (send(b"{}", 429, retry_after="1") if busy else GOOD)(handler, body)
+            (send(b"{}", 429, retry_after="1") if busy else GOOD)(handler, body)
+            handler.wfile.flush()
 
-    with endpoint(one_a_second, max_concurrency=6, max_attempts=2) as (where, seen):
+    with endpoint(one_a_second, max_concurrency=6, max_attempts=3) as (where, seen):
         (answers,) = graded_by(grader_of(where, time=time, dimensions=("role", "pay")), pool(6))
     assert [reply.reason for reply in answers.replies] == [None] * 12
     assert len(seen) > 12

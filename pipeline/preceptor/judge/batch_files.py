@@ -56,9 +56,9 @@ class BatchFileJudge:
         return self.online.heads
 
     @property
-    def asking(self) -> str:
-        """The words that every prompt ends with."""
-        return self.online.asking
+    def prompt_hashes(self) -> dict[str, str]:
+        """Those of the judge online."""
+        return self.online.prompt_hashes
 
     def open(self) -> BatchFileGrader:
         """A grader over an index of the files; InputError where one is no result file."""

@@ -60,6 +60,7 @@ def calibrate(
     teacher: Record | None = None,
     model: str | None = None,
     judge: Judge | None = None,
+    max_attempts: int | None = None,
     watch: Watch | None = None,
     out: Path,
 ) -> Record:
@@ -67,7 +68,8 @@ def calibrate(
 
     It passes where the lower end of the 95 % interval of the overall quadratic-weighted kappa, bootstrapped by query,
     reaches `config.floor`; the record is written either way. Kappa is over the pairs that got a grade, and 0 where it
-    is undefined. With `teacher` the judge is that stage's ``model/``; `judge` stands in for the one `config` names.
+    is undefined. With `teacher` the judge is that stage's ``model/``; `judge` stands in for the one `config` names,
+    `max_attempts` for the config's.
     Raises InputError without calibration pairs, RejectCeilingError where too many replies hold no grade.
     """
     loaded = load_policy(policy)
@@ -84,7 +86,7 @@ def calibrate(
         run=run,
         policy=loaded,
         max_reject_share=config.max_reject_share,
-        max_attempts=config.max_attempts,
+        max_attempts=config.max_attempts if max_attempts is None else max_attempts,
         watch=watch,
     )
     shutil.rmtree(pool.path)

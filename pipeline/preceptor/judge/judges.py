@@ -9,6 +9,7 @@ from typing import Final
 
 from preceptor.contracts import OVERALL, content_id
 from preceptor.errors import InputError
+from preceptor.judge.batch_files import BatchFileJudge
 from preceptor.judge.completions import Prices
 from preceptor.judge.endpoint import Endpoint
 from preceptor.judge.fake import FakeJudge
@@ -101,6 +102,8 @@ def _sampled(file: Path) -> tuple[str, str]:
 
 def prompt_hashes(judge: Judge, policy: Policy) -> dict[str, str]:
     """The prompt hash of each dimension the judge is asked in words; a hosted teacher reads no prompt and has none."""
+    if isinstance(judge, (OpenAIJudge, BatchFileJudge)):
+        return judge.prompt_hashes
     return {} if judge.heads else {name: prompt_hash(policy, name) for name in judge.dimensions}
 
 

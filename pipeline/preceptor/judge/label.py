@@ -49,6 +49,7 @@ def label(
     pairs_per_block: int = PAIRS_PER_BLOCK,
     pairs_per_shard: int = PAIRS_PER_SHARD,
     judge: Judge | None = None,
+    max_attempts: int | None = None,
     watch: Watch | None = None,
     out: Path,
 ) -> Record:
@@ -57,8 +58,9 @@ def label(
     A label that another version in `out`'s folder gave, and that still holds (`preceptor.judge.reuse`), is taken over.
     A hosted teacher also leaves the raw logits of all its heads in ``scores/``. A rerun after a crash computes only
     blocks that are not whole, and blocks with rejects that another try may cure. `judge` stands in for the one
-    `config` names. Raises JudgeRefused unless `calibration` passed for this very judge and policy, RejectCeilingError
-    above `config.max_reject_share`, InputError where `splits` hold no pair, StageFailed where the engine gives up.
+    `config` names, `max_attempts` for the config's. Raises JudgeRefused unless `calibration` passed for this very judge
+    and policy, RejectCeilingError above `config.max_reject_share`, InputError where `splits` hold no pair, StageFailed
+    where the engine gives up.
     """
     loaded = load_policy(policy)
     device = judge if judge is not None else open_judge(config, loaded, teacher=teacher, model=model)
@@ -80,7 +82,7 @@ def label(
         run=run,
         policy=loaded,
         max_reject_share=config.max_reject_share,
-        max_attempts=config.max_attempts,
+        max_attempts=config.max_attempts if max_attempts is None else max_attempts,
         watch=watch,
     )
     # The corpus holds these texts already.
