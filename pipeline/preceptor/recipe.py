@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
+from urllib.parse import urlsplit
 
 from preceptor.errors import RecipeError
 
@@ -19,6 +20,21 @@ from preceptor.errors import RecipeError
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise RecipeError(message)
+
+
+def _is_http_url(url: str) -> bool:
+    """Whether `url` names a host over http or https, with a port that is one where it has one."""
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
+def _without_credentials(url: str) -> str:
+    """`url` with dots for what stands before an @."""
+    scheme, slashes, rest = url.rpartition("//")
+    return f"{scheme}{slashes}{'...@' if '@' in rest else ''}{rest.rpartition('@')[2]}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,6 +208,14 @@ class JudgeConfig:
         _require(
             self.kind != "openai" or bool(self.base_url),
             "an openai judge needs base_url: pass --base-url http://HOST:PORT/v1",
+        )
+        _require(
+            self.base_url is None or _is_http_url(self.base_url),
+            f"base_url must be like http://HOST:PORT/v1, got '{_without_credentials(self.base_url or '')}'",
+        )
+        _require(
+            "@" not in urlsplit(self.base_url or "").netloc,
+            "base_url must hold no credentials, which every record would repeat: set OPENAI_API_KEY instead",
         )
         for name in ("max_concurrency", "timeout_s", "max_attempts"):
             _require(getattr(self, name) > 0, f"{name} must be above 0, got {getattr(self, name)}")

@@ -617,6 +617,11 @@ def test_prices_are_per_million_and_cached_tokens_cost_the_same_unless_told() ->
 @pytest.mark.parametrize(
     "changes",
     [
+        {"base_url": "localhost:8000/v1"},
+        {"base_url": "http://host:port/v1"},
+        {"base_url": "ftp://host/v1"},
+        {"base_url": "https://user:secret@host/v1"},
+        {"base_url": "//user:secret@host:x/v1"},
         {"max_requests_per_minute": 0},
         {"max_tokens_per_minute": -1},
         {"max_concurrency": 0},
@@ -636,6 +641,7 @@ def test_a_judge_that_cannot_work_is_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(RecipeError) as caught:
         config(**changes)
     assert next(iter(changes)) in str(caught.value) and "\n" not in str(caught.value)
+    assert "secret" not in str(caught.value)
 
 
 # ---------------------------------------------------------------- which judge
@@ -648,11 +654,12 @@ def test_a_judge_that_cannot_work_is_refused(changes: dict[str, Any]) -> None:
         ("https://api.example.com/v1/", "api.example.com/v1"),
         ("https://API.example.com:443/v1", "api.example.com/v1"),
         ("http://api.example.com:80", "api.example.com"),
+        ("http://[::1]:8000/v1", "[::1]:8000/v1"),
         ("https://user:secret@api.example.com/deployments/g?key=secret#secret", "api.example.com/deployments/g"),
     ],
 )
 def test_a_judge_is_named_after_its_place_without_secrets(url: str, place: str) -> None:
-    endpoint = openai_judge(config(base_url=url), POLICY).endpoint
+    endpoint = replace(openai_judge(config(), POLICY).endpoint, base_url=url)
     assert endpoint_judge_id(endpoint) == f"openai:m@{place}"
     assert endpoint_judge_id(replace(endpoint, rationale_tokens=64)) == f"openai:m@{place}+reasons"
 
