@@ -28,9 +28,9 @@ from preceptor.judge.blocks import Ticket, Work
 from preceptor.judge.engine import engine_arguments, environment
 from preceptor.judge.judges import prompt_hashes
 from preceptor.judge.pool import Pool, lay_pool, read_block
-from preceptor.judge.replies import Usage
+from preceptor.judge.replies import Usage, in_waves
 from preceptor.judge.tickets import answer_tickets
-from preceptor.judge.vllm_judge import PromptTokens, VllmJudge, grade_token_ids, in_waves
+from preceptor.judge.vllm_judge import PromptTokens, VllmJudge, grade_token_ids
 from preceptor.market.groups import generate_pairs
 from preceptor.policy import Policy, load_policy, messages
 from preceptor.ranker.backbones import resolve_backbone

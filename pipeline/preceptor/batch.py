@@ -6,6 +6,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
@@ -125,12 +126,20 @@ def _run(recipe: Recipe, stage: BatchStage, judge: BatchFileJudge, *, root: Path
     """The record of the very stage that `preceptor run` would run, its judge replaced by the files."""
     from preceptor.judge import calibrate, label
 
-    config, out = _config(recipe), root / stage / recipe.version
+    # Files answer the same however often they are asked, and are paid for.
+    config = replace(_config(recipe), max_attempts=1, max_cost_usd=None)
+    out = root / stage / recipe.version
     corpus = _finished(root / "corpus" / recipe.version)
     if stage == "calibrate":
         return calibrate(config, policy=recipe.policy, corpus=corpus, judge=judge, out=out)
-    calibration = _finished(root / "calibrate" / recipe.version)
-    return label(config, policy=recipe.policy, corpus=corpus, calibration=calibration, judge=judge, out=out)
+    return label(
+        config,
+        policy=recipe.policy,
+        corpus=corpus,
+        calibration=_finished(root / "calibrate" / recipe.version),
+        judge=judge,
+        out=out,
+    )
 
 
 def _finished(path: Path) -> Record:

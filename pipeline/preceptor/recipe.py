@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
+from urllib.parse import urlsplit
 
 from preceptor.errors import RecipeError
 
@@ -19,6 +20,21 @@ from preceptor.errors import RecipeError
 def _require(condition: bool, message: str) -> None:
     if not condition:
         raise RecipeError(message)
+
+
+def _is_http_url(url: str) -> bool:
+    """Whether `url` names a host over http or https, with a port that is one where it has one."""
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
+def _without_credentials(url: str) -> str:
+    """`url` with dots for what stands before an @."""
+    scheme, slashes, rest = url.rpartition("//")
+    return f"{scheme}{slashes}{'...@' if '@' in rest else ''}{rest.rpartition('@')[2]}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +77,11 @@ class EngineConfig:
     blocks_in_flight: int = 1
     stall_s: float = 300.0
     start_s: float = 1200.0
+
+    @property
+    def deciding(self) -> EngineConfig:
+        """The config with what decides no answer set back: a resumed run may have other replicas or patience."""
+        return EngineConfig(max_model_len=self.max_model_len, dtype=self.dtype, lora=self.lora)
 
     def __post_init__(self) -> None:
         _require(self.blocks_in_flight > 0, f"blocks_in_flight must be above 0, got {self.blocks_in_flight}")
@@ -186,12 +207,35 @@ class JudgeConfig:
     batch_price_share: float = 0.5
     max_cost_usd: float | None = None
 
+    @property
+    def deciding(self) -> JudgeConfig:
+        """The config with what decides no label set back: how it is run, how fast, how patiently, at what price."""
+        return JudgeConfig(
+            kind=self.kind,
+            model=self.model,
+            floor=self.floor,
+            max_reject_share=self.max_reject_share,
+            num_calibration_pairs=self.num_calibration_pairs,
+            dimensions=self.dimensions,
+            engine=self.engine.deciding,
+            base_url=self.base_url,
+            rationale_tokens=self.rationale_tokens,
+        )
+
     def __post_init__(self) -> None:
         _require(-1 <= self.floor <= 1, f"a kappa floor lies in -1..1, got {self.floor}")
         _require(0 <= self.max_reject_share <= 1, f"max_reject_share lies in 0..1, got {self.max_reject_share}")
         _require(
             self.kind != "openai" or bool(self.base_url),
             "an openai judge needs base_url: pass --base-url http://HOST:PORT/v1",
+        )
+        _require(
+            self.base_url is None or _is_http_url(self.base_url),
+            f"base_url must be like http://HOST:PORT/v1, got '{_without_credentials(self.base_url or '')}'",
+        )
+        _require(
+            "@" not in urlsplit(self.base_url or "").netloc,
+            "base_url must hold no credentials, which every record would repeat: set OPENAI_API_KEY instead",
         )
         for name in ("max_concurrency", "timeout_s", "max_attempts"):
             _require(getattr(self, name) > 0, f"{name} must be above 0, got {getattr(self, name)}")

@@ -38,6 +38,7 @@ from preceptor.judge.completions import Prices
 from preceptor.judge.endpoint import Endpoint
 from preceptor.judge.openai_judge import OpenAIJudge
 from preceptor.judge.replies import ASK, EXPIRED, NO_ANSWER, NO_GRADE, UNREADABLE, is_passing
+from preceptor.plan import choose, execute, make_plan
 from preceptor.policy import load_policy, messages
 from preceptor.recipe import POLICY_DIR, JudgeConfig, Recipe
 from preceptor.recipes import tiny
@@ -437,6 +438,10 @@ def test_a_judge_is_calibrated_and_labels_through_files_alone(root: Path, tmp_pa
     assert record.metrics["cost_usd"] == pytest.approx(24 * COST / 2)
     assert record.rejected == {}
 
+    for stage in ("calibrate", "label"):
+        (step,) = choose(make_plan(recipe()), only=stage, start=None)
+        assert execute(step, {}, root=root, version="v1") == read_record(root / stage / "v1"), "a run goes on from here"
+
     out.unlink()
     assert "0 requests" in batch_export(recipe(), **args, out=out, stage="label")
 
@@ -455,6 +460,22 @@ def test_without_a_retry_file_rows_without_an_answer_are_rejects(root: Path, tmp
     rejects = read_table(root / "label" / "v1" / "rejects", REJECTS).to_pylist()
     reasons = Counter(row["reason"] for row in rejects)
     assert (reasons["http 400"], reasons[NO_ANSWER]) == (1, 2)
+
+
+def test_labels_with_reasons_have_their_own_hash_and_keep_the_reasons(root: Path, tmp_path: Path) -> None:
+    reasoned = recipe(rationale_tokens=40)
+    for stage in ("calibrate", "label"):
+        args: dict[str, Any] = {"root": root, "stage": stage, "top_logprobs": 0}
+        batch_export(reasoned, **args, out=tmp_path / f"{stage}.jsonl")
+        said = {"choices": [{"message": {"content": "Same trade.\nGrade: 3"}}]}
+        lines = [result(line["custom_id"], said) for line in read_lines(tmp_path / f"{stage}.jsonl")]
+        results = write_lines(tmp_path / f"{stage}-out.jsonl", lines)
+        batch_import(reasoned, **args, results=[results], retry=None)
+    labels = read_table(root / "label" / "v1" / "labels", LABELS).to_pylist()
+    asked = [row for row in labels if row["dimension"] != OVERALL]
+    assert {row["judge_id"] for row in labels} == {f"{ONLINE.judge_id}+reasons"}
+    assert {row["rationale"] for row in asked} == {"Same trade."}
+    assert {row["prompt_hash"] for row in asked}.isdisjoint(ONLINE.prompt_hashes.values())
 
 
 def test_results_of_another_recipe_are_refused_before_anything_is_written(root: Path, tmp_path: Path) -> None:

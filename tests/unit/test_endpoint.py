@@ -522,12 +522,14 @@ def test_a_row_waits_its_turn_for_as_long_as_the_server_answers_others() -> None
     lock, served_at = threading.Lock(), [-1.0]
 
     def one_a_second(handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
+        # The lock holds until the answer is out: whoever is refused is refused after it.
         with lock:
             busy = time.now < served_at[0] + 1.0
             served_at[0] = served_at[0] if busy else time.now
-        (send(b"{}", 429, retry_after="1") if busy else GOOD)(handler, body)
+            (send(b"{}", 429, retry_after="1") if busy else GOOD)(handler, body)
+            handler.wfile.flush()
 
-    with endpoint(one_a_second, max_concurrency=6, max_attempts=2) as (where, seen):
+    with endpoint(one_a_second, max_concurrency=6, max_attempts=3) as (where, seen):
         (answers,) = graded_by(grader_of(where, time=time, dimensions=("role", "pay")), pool(6))
     assert [reply.reason for reply in answers.replies] == [None] * 12
     assert len(seen) > 12
@@ -615,6 +617,11 @@ def test_prices_are_per_million_and_cached_tokens_cost_the_same_unless_told() ->
 @pytest.mark.parametrize(
     "changes",
     [
+        {"base_url": "localhost:8000/v1"},
+        {"base_url": "http://host:port/v1"},
+        {"base_url": "ftp://host/v1"},
+        {"base_url": "https://user:secret@host/v1"},
+        {"base_url": "//user:secret@host:x/v1"},
         {"max_requests_per_minute": 0},
         {"max_tokens_per_minute": -1},
         {"max_concurrency": 0},
@@ -634,6 +641,7 @@ def test_a_judge_that_cannot_work_is_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(RecipeError) as caught:
         config(**changes)
     assert next(iter(changes)) in str(caught.value) and "\n" not in str(caught.value)
+    assert "secret" not in str(caught.value)
 
 
 # ---------------------------------------------------------------- which judge
@@ -646,11 +654,12 @@ def test_a_judge_that_cannot_work_is_refused(changes: dict[str, Any]) -> None:
         ("https://api.example.com/v1/", "api.example.com/v1"),
         ("https://API.example.com:443/v1", "api.example.com/v1"),
         ("http://api.example.com:80", "api.example.com"),
+        ("http://[::1]:8000/v1", "[::1]:8000/v1"),
         ("https://user:secret@api.example.com/deployments/g?key=secret#secret", "api.example.com/deployments/g"),
     ],
 )
 def test_a_judge_is_named_after_its_place_without_secrets(url: str, place: str) -> None:
-    endpoint = openai_judge(config(base_url=url), POLICY).endpoint
+    endpoint = replace(openai_judge(config(), POLICY).endpoint, base_url=url)
     assert endpoint_judge_id(endpoint) == f"openai:m@{place}"
     assert endpoint_judge_id(replace(endpoint, rationale_tokens=64)) == f"openai:m@{place}+reasons"
 

@@ -57,8 +57,13 @@ class BatchFileJudge:
 
     @property
     def asking(self) -> str:
-        """The words that every prompt ends with."""
+        """What the judge online asks with."""
         return self.online.asking
+
+    @property
+    def prompt_hashes(self) -> dict[str, str]:
+        """Those of the judge online."""
+        return self.online.prompt_hashes
 
     def open(self) -> BatchFileGrader:
         """A grader over an index of the files; InputError where one is no result file."""

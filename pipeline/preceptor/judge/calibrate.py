@@ -72,7 +72,7 @@ def calibrate(
     """
     loaded = load_policy(policy)
     inputs = {"corpus": corpus} if teacher is None else {"corpus": corpus, "teacher": teacher}
-    run = begin("calibrate", config, out=out, inputs=inputs, policy_version=loaded.version)
+    run = begin("calibrate", config.deciding, out=out, inputs=inputs, policy_version=loaded.version)
     if run.record is not None:
         return run.record
     golden = calibration_rows(corpus.path / "golden", num_pairs=config.num_calibration_pairs)
@@ -85,6 +85,7 @@ def calibrate(
         policy=loaded,
         max_reject_share=config.max_reject_share,
         max_attempts=config.max_attempts,
+        max_cost_usd=config.max_cost_usd,
         watch=watch,
     )
     shutil.rmtree(pool.path)

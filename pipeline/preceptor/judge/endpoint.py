@@ -103,7 +103,8 @@ def endpoint_judge_id(endpoint: Endpoint) -> str:
     """
     parts = urlsplit(endpoint.base_url)
     port = "" if parts.port in (None, _DEFAULT_PORTS.get(parts.scheme)) else f":{parts.port}"
-    place = f"{parts.hostname or ''}{port}{parts.path.rstrip('/')}"
+    host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname or ""
+    place = f"{host}{port}{parts.path.rstrip('/')}"
     return f"openai:{endpoint.model}@{place}{'+reasons' if endpoint.rationale_tokens else ''}"
 
 

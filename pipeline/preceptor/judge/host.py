@@ -7,7 +7,7 @@ teacher says of them is stored once. Whether it may label is decided afterwards,
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -41,7 +41,9 @@ def host(config: HostConfig, *, corpus: Record, teacher: Record, watch: Watch | 
     Every pair of the sets is in one of the two. A rerun computes only blocks that are not whole. Raises
     RejectCeilingError above `config.max_reject_share`, StageFailed where the engine stops early.
     """
-    run = begin("host", config, out=out, inputs={"corpus": corpus, "teacher": teacher})
+    run = begin(
+        "host", replace(config, engine=config.engine.deciding), out=out, inputs={"corpus": corpus, "teacher": teacher}
+    )
     if run.record is not None:
         return run.record
     pairs = collect_pairs(corpus, config.sets)

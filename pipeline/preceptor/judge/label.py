@@ -58,7 +58,8 @@ def label(
     A hosted teacher also leaves the raw logits of all its heads in ``scores/``. A rerun after a crash computes only
     blocks that are not whole, and blocks with rejects that another try may cure. `judge` stands in for the one
     `config` names. Raises JudgeRefused unless `calibration` passed for this very judge and policy, RejectCeilingError
-    above `config.max_reject_share`, InputError where `splits` hold no pair, StageFailed where the engine gives up.
+    above `config.max_reject_share`, SpendCeilingError at `config.max_cost_usd`, InputError where `splits` hold no pair,
+    StageFailed where the engine gives up.
     """
     loaded = load_policy(policy)
     device = judge if judge is not None else open_judge(config, loaded, teacher=teacher, model=model)
@@ -66,7 +67,12 @@ def label(
     inputs = {"corpus": corpus, "calibration": calibration}
     run = begin(
         "label",
-        LabelPlan(judge=config, splits=tuple(splits), pairs_per_block=pairs_per_block, pairs_per_shard=pairs_per_shard),
+        LabelPlan(
+            judge=config.deciding,
+            splits=tuple(splits),
+            pairs_per_block=pairs_per_block,
+            pairs_per_shard=pairs_per_shard,
+        ),
         out=out,
         inputs=inputs if teacher is None else {**inputs, "teacher": teacher},
         policy_version=loaded.version,
@@ -81,6 +87,7 @@ def label(
         policy=loaded,
         max_reject_share=config.max_reject_share,
         max_attempts=config.max_attempts,
+        max_cost_usd=config.max_cost_usd,
         watch=watch,
     )
     # The corpus holds these texts already.

@@ -13,7 +13,7 @@ import pyarrow as pa
 from preceptor.judge.completions import Verdict, reply_of
 from preceptor.judge.endpoint import Chat, Dialect, Endpoint, ask, endpoint_judge_id, open_client
 from preceptor.judge.pacing import Clock, pace_of
-from preceptor.judge.replies import Answers, Reply, Usage, Workers, asked_of, pair_columns
+from preceptor.judge.replies import Answers, Reply, Usage, Workers, in_waves, pair_columns
 from preceptor.policy import ANSWER, REASONED_ANSWER, Policy, messages, prompt_hash, reasoned_messages
 from preceptor.policy.prompts import num_tokens_about
 
@@ -52,7 +52,7 @@ class OpenAIJudge:
 
     @property
     def prompt_hashes(self) -> dict[str, str]:
-        """By dimension, the hash of what a prompt says of it."""
+        """By dimension, the hash of what a prompt says of it; of this judge's own policy, the one it asks with."""
         return {name: prompt_hash(self.policy, name, asking=self.asking) for name in self.dimensions}
 
     @property
@@ -107,10 +107,8 @@ class EndpointGrader:
         )
 
     async def grade(self, pairs: pa.Table) -> Answers:
-        """A reply for every pair and dimension asked, in order, and what the server said they took."""
-        wanted = [
-            (pair, name) for pair in pair_columns(pairs).to_pylist() for name in asked_of(pair, self.judge.dimensions)
-        ]
+        """A reply for every pair and dimension asked, and what the server said they took."""
+        wanted = list(in_waves(pair_columns(pairs).to_pylist(), self.judge.dimensions))
         answered = await asyncio.gather(*(self._one(pair, name) for pair, name in wanted))
         usage = sum((verdict.usage for _, verdict in answered), start=Usage())
         return Answers(replies=tuple(reply for reply, _ in answered), usage=usage)

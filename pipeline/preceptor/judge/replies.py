@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, reduce
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -27,6 +27,10 @@ MIN_LABEL_MASS: Final = 0.001
 
 ASK: Final = "ask"
 """A column beside PAIRS: the dimensions to ask of the pair."""
+
+PAIRS_PER_WAVE: Final = 32
+"""So many pairs are asked their first dimension before any is asked its second. Requests that start in one step of the
+engine cannot share what they compute: side by side, all dimensions of a pair would compute the pair each for itself."""
 
 NO_GRADE: Final = "not a grade"
 OVER_LONG: Final = "over-long"
@@ -153,6 +157,14 @@ def asked_of(pair: Mapping[str, Any], dimensions: Sequence[str]) -> Sequence[str
     """The dimensions that `pair`, a row, is to be asked: those of its column `ASK`, or all of `dimensions`."""
     asked: Sequence[str] | None = pair.get(ASK)
     return dimensions if asked is None else asked
+
+
+def in_waves(pairs: Sequence[Mapping[str, Any]], dimensions: Sequence[str]) -> Iterator[tuple[Mapping[str, Any], str]]:
+    """Every pair with each dimension it is to be asked, in waves: the first dimension of each pair, then the second."""
+    for start in range(0, len(pairs), PAIRS_PER_WAVE):
+        wave = [(pair, asked_of(pair, dimensions)) for pair in pairs[start : start + PAIRS_PER_WAVE]]
+        for turn in range(len(dimensions)):
+            yield from ((pair, names[turn]) for pair, names in wave if turn < len(names))
 
 
 def pair_columns(pairs: pa.Table) -> pa.Table:

@@ -7,7 +7,7 @@ computes the policy once and each pair once.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -16,16 +16,11 @@ import pyarrow as pa
 from preceptor.contracts import NUM_GRADES
 from preceptor.errors import InputError
 from preceptor.judge.engine import Engine, answered, over_long, reason_of, usage_of, workers_of
-from preceptor.judge.replies import Answers, Reply, Usage, Workers, asked_of, graded, rejected
+from preceptor.judge.replies import Answers, Reply, Usage, Workers, graded, in_waves, rejected
 from preceptor.policy import ANSWER, REASONED_ANSWER, Policy, messages, reasoned_messages
 from preceptor.recipe import EngineConfig
 
 Row = dict[str, Any]
-
-PAIRS_PER_WAVE: Final = 32
-"""So many pairs are asked their first dimension before any is asked its second. Requests that start in one step of the
-engine cannot share what they compute: side by side, all dimensions of a pair would compute the pair each for itself."""
-
 
 GRADE_LINE: Final = "Grade: "
 GRADE_LINE_TOKENS: Final = 8
@@ -163,14 +158,6 @@ class PromptTokens:
         head = first[: max(ends, default=0)]
         if head and self._ids(head) + self._ids(second[len(head) :]) == self._ids(second):
             self._head, self._head_ids = head, self._ids(head)
-
-
-def in_waves(pairs: Sequence[Row], dimensions: Sequence[str]) -> Iterator[tuple[Row, str]]:
-    """Every pair with each dimension it is to be asked, in waves: the first dimension of each pair, then the second."""
-    for start in range(0, len(pairs), PAIRS_PER_WAVE):
-        wave = [(pair, asked_of(pair, dimensions)) for pair in pairs[start : start + PAIRS_PER_WAVE]]
-        for turn in range(len(dimensions)):
-            yield from ((pair, names[turn]) for pair, names in wave if turn < len(names))
 
 
 def grade_token_ids(tokenizer: Any, model: str) -> list[int]:
