@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -235,7 +235,7 @@ def prompt_tokens(model: str) -> PromptTokens:
     return PromptTokens(AutoTokenizer.from_pretrained(model))
 
 
-def texts(pair: dict[str, str]) -> dict[str, str]:
+def texts(pair: Mapping[str, str]) -> dict[str, str]:
     return {name: pair[name] for name in ("query", "profile", "document")}
 
 

@@ -20,7 +20,7 @@ from preceptor.judge.replies import Answers, Reply, Usage, Workers, graded, in_w
 from preceptor.policy import ANSWER, REASONED_ANSWER, Policy, messages, reasoned_messages
 from preceptor.recipe import EngineConfig
 
-Row = dict[str, Any]
+Row = Mapping[str, Any]
 
 GRADE_LINE: Final = "Grade: "
 GRADE_LINE_TOKENS: Final = 8
