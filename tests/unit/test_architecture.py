@@ -23,6 +23,7 @@ LAYERS = (
     ("policy", "evaluation.metrics", "contracts_doc"),
     ("market", "ranker"),
     ("sources", "judge"),
+    ("generate",),
     ("teachers", "student"),
     ("evaluation", "bundle", "feedback"),
     ("sources.rerank_report", "sources.headline_report", "parity"),
