@@ -155,9 +155,9 @@ CORPUS_FIELDS: Final = ("text", "title", "place", "skills")
 
 @dataclass(frozen=True, kw_only=True)
 class CorpusFile:
-    """Where a corpus lies, and which of its columns hold what. `source` is a Parquet file or a folder of them, a ``.jsonl`` file, a folder that ``datasets`` saved, or the name of
-    a Hugging Face data set, for which `subset`, `split` and `revision` say which. `columns` maps our fields (`text`,
-    which is needed, `title`, `place`, `skills`) to the columns that hold them.
+    """Where a corpus lies: a Parquet file or folder of them, a ``.jsonl`` file, a folder that ``datasets`` saved, or a
+    Hugging Face data set (`subset`, `split` and `revision` say which). `columns` maps our fields (`text`, which is
+    needed, `title`, `place`, `skills`) to the columns that hold them.
     """
 
     source: str
@@ -237,11 +237,9 @@ class CorporaConfig:
         _require(0 < self.near_duplicate <= 1, f"near_duplicate lies in 0..1 without 0, got {self.near_duplicate}")
         _require(set(self.strata) <= set(range(NUM_GRADES)), f"strata are grades 0 to 4, got {sorted(self.strata)}")
         _require(set(self.styles) <= set(STYLE_NEEDS), f"styles are {', '.join(STYLE_NEEDS)}; got {list(self.styles)}")
-        for name, shares in (("strata", self.strata), ("styles", self.styles)):
-            _require(min(shares.values(), default=0) >= 0, f"{name}: shares must be 0 or above")
-            _require(
-                abs(sum(shares.values()) - 1) < 1e-6, f"{name}: shares must add up to 1, got {sum(shares.values())}"
-            )
+        for name, shares in (("strata", self.strata.values()), ("styles", self.styles.values())):
+            _require(min(shares, default=0) >= 0, f"{name}: shares must be 0 or above")
+            _require(abs(sum(shares) - 1) < 1e-6, f"{name}: shares must add up to 1, got {sum(shares)}")
         self._require_columns()
 
     def _require_columns(self) -> None:
@@ -250,9 +248,7 @@ class CorporaConfig:
             mapped = set(corpus.columns) if corpus is not None and self.num_of_origin(origin) else set(CORPUS_FIELDS)
             for style in (style for style, share in self.styles.items() if share):
                 missing = " and ".join(name for name in STYLE_NEEDS[style] if name not in mapped)
-                _require(
-                    not missing, f"style {style} needs {missing} of {origin}: map it in columns, or drop the style"
-                )
+                _require(not missing, f"style {style} needs {missing} of {origin}: map it, or drop the style")
 
     def num_of_origin(self, origin: str) -> int:
         """How many queries are born from `origin`, postings or profiles."""

@@ -60,7 +60,7 @@ def open_corpus(file: CorpusFile) -> Corpus:
         raise InputError(
             f"{path}: no such file or folder. Check the path; a Hugging Face data set is named OWNER/NAME."
         )
-    return _hub(file)
+    return open_data_set(file)
 
 
 def config_of_content(config: CorporaConfig) -> dict[str, Any]:
@@ -145,7 +145,8 @@ def _saved(path: Path, file: CorpusFile) -> Corpus:
     return Corpus(where=str(path), columns=file.columns, rows=lambda: _dataset_rows(loaded, path))
 
 
-def _hub(file: CorpusFile) -> Corpus:
+def open_data_set(file: CorpusFile) -> Corpus:
+    """The corpus in the Hugging Face data set that `file.source` names (split ``train`` unless told), streamed."""
     from datasets import load_dataset
 
     with _named_fault(f"data set {file.source}"):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,26 +21,35 @@ def encoder_source(name: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EmbedWork:
-    """Embeds column `column` of an Arrow file, one record batch a part, into Parquet parts in `target`."""
+class EmbedPart:
+    """Record batch `batch` of the Arrow file `file`, whose `column` is embedded into the Parquet file `target`."""
 
     file: Path
     column: str
+    batch: int
     target: Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedWork:
+    """Embeds `parts`; `encoder` is what `open_encoder` takes."""
+
+    parts: tuple[EmbedPart, ...]
     encoder: str
 
     def open(self) -> Callable[[int], Mapping[str, int]]:
-        """Embeds part `number`, with the encoder loaded."""
-        return partial(embed_part, work=self, encode=open_encoder(self.encoder), texts=Mapped(self.file))
+        """Embeds the part that stands at `number`, with the encoder loaded."""
+        encode = open_encoder(self.encoder)
+        return lambda number: embed_part(self.parts[number], encode)
 
 
-def embed_part(number: int, *, work: EmbedWork, encode: Encoder, texts: Mapped) -> Mapping[str, int]:
-    """How many texts part `number` has, after writing their embeddings."""
-    vectors = encode(texts.batch(number)[work.column].to_pylist())
+def embed_part(part: EmbedPart, encode: Encoder) -> Mapping[str, int]:
+    """How many texts `part` has, after writing their embeddings."""
+    vectors = encode(Mapped(part.file).batch(part.batch)[part.column].to_pylist())
     # Not a 2-D array: that would be written as a tensor extension type, which only Ray reads.
     flat = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel(), type=pa.float32()), vectors.shape[1])
     schema = _embeddings(vectors.shape[1])
-    write_table(pa.Table.from_arrays([flat], schema=schema), work.target / f"part-{number:06d}.parquet", schema)
+    write_table(pa.Table.from_arrays([flat], schema=schema), part.target, schema)
     return {"embedded": len(vectors)}
 
 

@@ -30,8 +30,8 @@ QUERIES: Final = pa.schema(
     ],
     metadata={b"contract": b"QUERIES"},
 )
-"""An accepted query: its style, the corpus it was born from and the place of its text there, and what it asks for as
-far as fields say; `asked_place` is empty where the query names no place."""
+"""An accepted query: its style, the corpus it was born from and the place of its text there, and the title and
+place that it asks for; empty where it names none."""
 
 WRITTEN: Final = pa.schema(
     [
@@ -156,11 +156,12 @@ def fault_of(query: str, text: str, regions: tuple[str, ...]) -> str:
 
 
 def _query_row(draft: Mapping[str, Any]) -> dict[str, Any]:
-    place = spoken_place(draft["place"])
+    asked = draft["query"].casefold()
+    title, place = spoken_title(draft["title"]), spoken_place(draft["place"])
     return {
         **{name: draft[name] for name in ("query", "style", "origin", "index")},
-        "asked_title": spoken_title(draft["title"]),
-        "asked_place": place if place and place in draft["query"].casefold() else "",
+        "asked_title": title if set(title.split()) & set(_WORD.findall(asked)) else "",
+        "asked_place": place if place and place in asked else "",
     }
 
 

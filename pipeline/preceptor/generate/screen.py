@@ -86,9 +86,9 @@ def _phones(text: str, region: str) -> list[Found]:
 
 @dataclass(frozen=True, kw_only=True)
 class ScreenWork:
-    """Screens the parts of one corpus, from ``{source}/`` to ``{target}/``; texts dropped go to `rejects`."""
+    """Screens `parts`, files below `source` named ``{corpus}/{part}``, to the same names below `target`."""
 
-    corpus: str
+    parts: tuple[tuple[str, str], ...]
     source: Path
     target: Path
     rejects: Path
@@ -96,28 +96,27 @@ class ScreenWork:
     regions: tuple[str, ...]
 
     def open(self) -> Callable[[int], Mapping[str, int]]:
-        """Screens part `number`."""
+        """Screens the part that stands at `number`."""
         return partial(screen_part, work=self)
 
 
 def screen_part(number: int, *, work: ScreenWork) -> Counter[str]:
-    """What was found and done in part `number`, after writing the part and its rejects."""
-    name = f"part-{number:06d}.parquet"
+    """What was found and done in part `number`, as ``{corpus} kept`` and so on, after writing it and its rejects."""
+    corpus, name = work.parts[number]
     tally: Counter[str] = Counter()
     kept, rejects = [], []
-    for row in read_table(work.source / name, TEXTS).to_pylist():
+    for row in read_table(work.source / corpus / name, TEXTS).to_pylist():
         clean, kinds = screen_row(row, work.regions)
-        tally.update({f"{kind}s found": num for kind, num in kinds.items()})
+        tally.update({f"{corpus} {kind}s found": num for kind, num in kinds.items()})
         if kinds and work.action == "drop":
-            rejects.append(reject(work.corpus, row["row"], "screen", PERSONAL, raw=clean["text"]))
+            rejects.append(reject(corpus, row["row"], "screen", PERSONAL, raw=clean["text"]))
         else:
-            tally["texts masked"] += bool(kinds)
+            tally[f"{corpus} texts masked"] += bool(kinds)
             kept.append(clean)
-    write_table(pa.Table.from_pylist(kept, schema=TEXTS), work.target / name, TEXTS)
+    write_table(pa.Table.from_pylist(kept, schema=TEXTS), work.target / corpus / name, TEXTS)
     if rejects:
-        file = work.rejects / f"screen-{work.corpus}-{number:06d}.parquet"
-        write_table(rows_to_table(rejects, REJECTS), file, REJECTS)
-    tally.update({"kept": len(kept), f"dropped {PERSONAL}": len(rejects)})
+        write_table(rows_to_table(rejects, REJECTS), work.rejects / f"screen-{corpus}-{name}", REJECTS)
+    tally.update({f"{corpus} kept": len(kept), f"{corpus} dropped {PERSONAL}": len(rejects)})
     return tally
 
 

@@ -7,6 +7,7 @@ are put on a scale where 0 is the mean over random documents and 1 the median be
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -29,6 +30,11 @@ HARD: Final = (OTHER_PLACE, OTHER_TITLE, HIGH_RANK)
 HARD_RANKS: Final = 50
 """Hard negatives are looked for among so many of the most similar documents."""
 _FIRST_HIGH_RANK: Final = 10
+_ANYWHERE: Final = {"remote", "anywhere", "home", "nationwide", "worldwide"}
+_LEVEL: Final = re.compile(
+    r"senior|junior|lead|head|chief|principal|trainee|apprentice|graduate|assistant|deputy|manager|officer|specialist"
+    r"|worker|and|of|the|in|for|i+|&"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,13 +129,17 @@ def hard_negatives(pool: Pool, *, num: int, without: set[int], rng: random.Rando
 def kind_of_difference(asked_title: str, asked_place: str, title: str, place: str) -> str | None:
     """Why a similar document is not what was asked: another place, another title; None where fields do not say so.
 
-    All four are as they are typed, and empty where not known. Titles differ where they share no word.
+    All four are as they are typed, and empty where not known. Titles differ where they share no word that says what the
+    work is; a posting for any place is in no other place.
     """
-    if asked_place and place and asked_place not in place and place not in asked_place:
+    if asked_place and place and place not in _ANYWHERE and asked_place not in place and place not in asked_place:
         return OTHER_PLACE
-    if asked_title and title and not set(asked_title.split()) & set(title.split()):
-        return OTHER_TITLE
-    return None
+    asked, offered = _work_words(asked_title), _work_words(title)
+    return OTHER_TITLE if asked and offered and not asked & offered else None
+
+
+def _work_words(title: str) -> set[str]:
+    return {word for word in title.split() if not _LEVEL.fullmatch(word)}
 
 
 def _shuffled(places: npt.NDArray[np.int64], taken: Mapping[int, str], rng: random.Random) -> list[int]:

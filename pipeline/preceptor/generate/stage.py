@@ -20,7 +20,7 @@ from preceptor.errors import InputError
 from preceptor.generate.corpora import Corpus, config_of_content, open_corpus
 from preceptor.generate.drafts import draw
 from preceptor.generate.duplicates import DuplicateWork
-from preceptor.generate.embed import EmbedWork, encoder_source, gather_vectors
+from preceptor.generate.embed import EmbedPart, EmbedWork, encoder_source, gather_vectors
 from preceptor.generate.index import IndexWork
 from preceptor.generate.mine import MineWork, Shelf, measure_scales
 from preceptor.generate.parts import in_parts, once
@@ -57,10 +57,11 @@ def generate(config: CorporaConfig, *, policy: Path, out: Path) -> Record:
         write_table(table, out / "golden" / f"part-{number:06d}.parquet", GOLDEN)
     job = _Job(config=config, out=out, names=tuple(corpora), encoder=encoder)
     read = {name: once(job.work, f"read-{name}", partial(_read, job, name, corpus)) for name, corpus in corpora.items()}
-    screened = {name: _screen(job, name) for name in corpora}
+    screened = _screen(job)
     kept = _drop_repeats(job)
     drafted, queries = _ask(job, golden)
-    scales = _embed_and_index(job)
+    _embed(job)
+    scales = _index(job)
     counts = Counts(
         read=read,
         screened=screened,
@@ -102,7 +103,15 @@ class _Job:
 
     def texts(self) -> dict[str, Mapped]:
         """The texts without repeats, of each corpus."""
-        return {name: Mapped(self.work / "texts" / f"{name}.arrow") for name in self.names}
+        return {name: Mapped(self.texts_file(name)) for name in self.names}
+
+    def texts_file(self, name: str) -> Path:
+        """Where the texts of corpus `name` are kept."""
+        return self.work / "texts" / f"{name}.arrow"
+
+    def vectors_file(self, name: str) -> Path:
+        """Where the vectors of corpus `name`, or of the queries, are kept."""
+        return self.work / "vectors" / f"{name}.npy"
 
 
 def _opened(config: CorporaConfig) -> dict[str, Corpus]:
@@ -138,22 +147,22 @@ def _chunks(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
         yield chunk
 
 
-def _screen(job: _Job, name: str) -> Mapping[str, int]:
-    source = job.work / "read" / name
+def _screen(job: _Job) -> Mapping[str, int]:
+    """Counts by corpus, after which no unscreened text is left on disk."""
+    source = job.work / "read"
 
     def screened() -> Mapping[str, int]:
         work = ScreenWork(
-            corpus=name,
+            parts=tuple((name, file.name) for name in job.names for file in parquet_files(source / name)),
             source=source,
-            target=job.work / "screened" / name,
+            target=job.work / "screened",
             rejects=job.rejects,
             action=job.config.personal_data,
             regions=job.config.phone_regions,
         )
-        num_parts = len(parquet_files(source))
-        return in_parts(work, num_parts, out=job.work, step=f"screen-{name}-parts", num_actors=job.config.num_workers)
+        return in_parts(work, len(work.parts), out=job.work, step="screen-parts", num_actors=job.config.num_workers)
 
-    found = once(job.work, f"screen-{name}", screened)
+    found = once(job.work, "screen", screened)
     shutil.rmtree(source, ignore_errors=True)
     return found
 
@@ -203,30 +212,41 @@ def _ask(job: _Job, golden: list[pa.Table]) -> tuple[Mapping[str, int], Mapping[
     return drafted, found
 
 
-def _embed_and_index(job: _Job) -> Mapping[str, Mapping[str, float]]:
-    """The similarity scale of each style, after writing vectors and indexes."""
+def _embed(job: _Job) -> None:
+    """Writes the vectors of queries and texts."""
     encoder = job.config.encoder
-    files = {"queries": (job.work / "queries.arrow", "query")}
-    files |= {name: (job.work / "texts" / f"{name}.arrow", "text") for name in job.names}
-    for name, (file, column) in files.items():
-        parts = job.work / "embeddings" / name
-        texts = Mapped(file)
-        in_parts(
-            EmbedWork(file=file, column=column, target=parts, encoder=job.encoder),
-            texts.num_batches,
-            out=job.work,
-            step=f"embed-{name}",
-            num_actors=encoder.num_actors,
-            cpus_per_actor=encoder.cpus_per_actor,
-            gpus_per_actor=encoder.gpus_per_actor,
+    files = {"queries": job.work / "queries.arrow", **{name: job.texts_file(name) for name in job.names}}
+    folder = job.work / "embeddings"
+    parts = tuple(
+        EmbedPart(
+            file=file,
+            column="query" if name == "queries" else "text",
+            batch=batch,
+            target=folder / name / f"part-{batch:06d}.parquet",
         )
-        target = job.work / "vectors" / f"{name}.npy"
-        once(job.work, f"vectors-{name}", partial(gather_vectors, parts, target, num_rows=texts.num_rows))
-        shutil.rmtree(parts, ignore_errors=True)
-    vectors = tuple(job.work / "vectors" / f"{name}.npy" for name in job.names)
-    work = IndexWork(vectors=vectors, seed=job.config.seed)
-    in_parts(work, len(vectors), out=job.work, step="index", num_actors=1)
-    with_profiles = "profiles" in job.names
+        for name, file in files.items()
+        for batch in range(Mapped(file).num_batches)
+    )
+    in_parts(
+        EmbedWork(parts=parts, encoder=job.encoder),
+        len(parts),
+        out=job.work,
+        step="embed",
+        num_actors=encoder.num_actors,
+        cpus_per_actor=encoder.cpus_per_actor,
+        gpus_per_actor=encoder.gpus_per_actor,
+    )
+    for name, file in files.items():
+        work = partial(gather_vectors, folder / name, job.vectors_file(name), num_rows=Mapped(file).num_rows)
+        once(job.work, f"vectors-{name}", work)
+        shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def _index(job: _Job) -> Mapping[str, Mapping[str, float]]:
+    """The similarity scale of each style, after writing the indexes."""
+    work = IndexWork(vectors=tuple(job.vectors_file(name) for name in job.names), seed=job.config.seed)
+    in_parts(work, len(work.vectors), out=job.work, step="index", num_actors=1)
+    with_profiles = job.config.profiles is not None
     return once(
         job.work,
         "scales",

@@ -16,10 +16,10 @@ _STEPS: Final = ("read", "screen for personal data", "drop repeats")
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """The counts of each step, as its parts gave them; the first three by corpus."""
+    """The counts of each step, as its parts gave them. Their names begin with the corpus, the style or the kind."""
 
     read: Mapping[str, Mapping[str, int]]
-    screened: Mapping[str, Mapping[str, int]]
+    screened: Mapping[str, int]
     kept: Mapping[str, int]
     drafted: Mapping[str, int]
     queries: Mapping[str, int]
@@ -28,7 +28,7 @@ class Counts:
 
     def of_texts(self, corpus: str) -> tuple[Mapping[str, int], ...]:
         """The counts of `corpus` in each of the steps that texts go through."""
-        return self.read[corpus], self.screened[corpus], _below(self.kept, corpus)
+        return self.read[corpus], _below(self.screened, corpus), _below(self.kept, corpus)
 
     def metrics(self, config: CorporaConfig) -> dict[str, Any]:
         """What the record says of the finished corpus."""
@@ -46,7 +46,7 @@ class Counts:
             },
             "num_queries": sum(count for name, count in self.queries.items() if name.endswith(" kept")),
             "texts": {corpus: {"kept": self.of_texts(corpus)[-1].get("kept", 0)} for corpus in self.read},
-            "personal_data": {corpus: _personal(found) for corpus, found in self.screened.items()},
+            "personal_data": {corpus: _personal(_below(self.screened, corpus)) for corpus in self.read},
             "similarity_scales": self.scales,
         }
 
@@ -134,8 +134,13 @@ def _personal(found: Mapping[str, int]) -> dict[str, int]:
 def _personal_line(counts: Counts) -> str:
     return "; ".join(
         f"{corpus}: "
-        + (", ".join(f"{count:,} {name}" for name, count in _personal(found).items() if count) or "none found")
-        for corpus, found in counts.screened.items()
+        + (
+            ", ".join(
+                f"{count:,} {name}" for name, count in _personal(_below(counts.screened, corpus)).items() if count
+            )
+            or "none found"
+        )
+        for corpus in counts.read
     )
 
 

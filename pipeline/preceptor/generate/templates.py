@@ -26,6 +26,13 @@ _WORDINGS: Final[Mapping[QueryStyle, tuple[str, ...]]] = {
         "one day I want to lead a team as {a_title}",
     ),
 }
+# A member who is one already does not want to become one.
+_STEPS_UP: Final = (
+    "senior {title} jobs",
+    "next step after {title}",
+    "I work as {a_title} and want to lead a team",
+    "from {title} to management",
+)
 _FIELD: Final = re.compile(r"{(?:a_)?(\w+)}")
 # What stands behind the title proper: "Staff Nurse - Nights (m/f/d) | Acme".
 _TITLE_ENDS: Final = re.compile(r"\s[-\u2013\u2014|/]\s|[(\[|,;:]")
@@ -44,7 +51,8 @@ def write_by_rule(draft: Mapping[str, Any], seed: int) -> str:
         "place": spoken_place(draft["place"]),
         "skills": " ".join(rng.sample(skills, min(len(skills), _MAX_SKILLS))),
     }
-    wordings = _WORDINGS[draft["style"]]
+    steps_up = draft["style"] == "aspirational" and draft["origin"] == "profiles"
+    wordings = _STEPS_UP if steps_up else _WORDINGS[draft["style"]]
     able = [wording for wording in wordings if all(values[name] for name in _FIELD.findall(wording))]
     return rng.choice(able).format(**values) if able else ""
 
