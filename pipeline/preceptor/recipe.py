@@ -195,6 +195,7 @@ class EncoderConfig:
     num_actors: int = 2
     gpus_per_actor: float = 0
     cpus_per_actor: float = 0.5
+    precision: Literal["bfloat16", "float32"] = "bfloat16"
 
     def __post_init__(self) -> None:
         _require(self.num_actors > 0, f"num_actors must be above 0, got {self.num_actors}")

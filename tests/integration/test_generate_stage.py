@@ -54,14 +54,14 @@ def rows(num: int, seed: int) -> list[dict[str, Any]]:
     found = []
     for _ in range(num):
         kind = rng.randrange(len(TITLES))
-        body = f"{TITLES[kind]}: {' '.join(rng.choices(WORDS, k=30))}, {SKILLS[kind]}."
+        body = f"{TITLES[kind]}: {' '.join(rng.choices(WORDS, k=20))}, {SKILLS[kind]}."
         tags = [SKILLS[kind], rng.choice(SKILLS)]
         found.append({"body": body, "job": TITLES[kind], "town": rng.choice(PLACES), "tags": tags})
     return found
 
 
 def postings() -> list[dict[str, Any]]:
-    found = rows(300, seed=1)
+    found = rows(180, seed=1)
     found[10]["body"] += f" Write to {SECRET} or call 020 7946 0018."
     found[11]["body"] = None
     return [*found, dict(found[3]), {**found[4], "body": found[4]["body"].replace(",", " and more,")}]
@@ -75,13 +75,13 @@ def golden() -> pa.Table:
 
 def config_in(folder: Path) -> CorporaConfig:
     pq.write_table(pa.Table.from_pylist(postings()), folder / "postings.parquet")
-    (folder / "profiles.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows(60, seed=2)))
+    (folder / "profiles.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows(40, seed=2)))
     write_table(golden(), folder / "golden.parquet", GOLDEN)
     return CorporaConfig(
         postings=CorpusFile(source=str(folder / "postings.parquet"), columns=COLUMNS),
         profiles=CorpusFile(source=str(folder / "profiles.jsonl"), columns=COLUMNS),
         golden=folder / "golden.parquet",
-        num_queries=40,
+        num_queries=30,
         encoder=EncoderConfig(num_actors=1),
         num_workers=1,
     )
@@ -89,7 +89,7 @@ def config_in(folder: Path) -> CorporaConfig:
 
 @pytest.mark.usefixtures("local_ray")
 def test_corpora_become_pairs_and_a_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(generate_stage, "PART_ROWS", 100)
+    monkeypatch.setattr(generate_stage, "PART_ROWS", 64)
     config = config_in(tmp_path)
     record = generate(config, policy=POLICY_DIR, out=tmp_path / "corpus" / "v1")
     check_output(record.path, config)
@@ -131,7 +131,7 @@ def check_output(out: Path, config: CorporaConfig) -> None:
     groups = {pair["query_id"]: pair["profile_id"] for pair in pairs}
     assert all(groups[pair["query_id"]] == pair["profile_id"] for pair in pairs), "one profile asks one query"
     by_style = Counter(style for style, _ in {(pair["slice"], pair["query_id"]) for pair in pairs})
-    assert by_style == dict.fromkeys(("title", "title_place", "skills", "sentence", "aspirational"), 8)
+    assert by_style == dict.fromkeys(("title", "title_place", "skills", "sentence", "aspirational"), 6)
     reasons = read_table(out / "candidates", CANDIDATES).to_pylist()
     assert [reason["pair_id"] for reason in reasons] == [pair["pair_id"] for pair in pairs]
     assert {reason["predicted_grade"] for reason in reasons} == set(range(5)), "every grade is represented"

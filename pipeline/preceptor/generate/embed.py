@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -32,14 +32,15 @@ class EmbedPart:
 
 @dataclass(frozen=True, kw_only=True)
 class EmbedWork:
-    """Embeds `parts`; `encoder` is what `open_encoder` takes."""
+    """Embeds `parts`; `encoder` and `precision` are what `open_encoder` takes."""
 
     parts: tuple[EmbedPart, ...]
     encoder: str
+    precision: Literal["bfloat16", "float32"]
 
     def open(self) -> Callable[[int], Mapping[str, int]]:
         """Embeds the part that stands at `number`, with the encoder loaded."""
-        encode = open_encoder(self.encoder)
+        encode = open_encoder(self.encoder, precision=self.precision)
         return lambda number: embed_part(self.parts[number], encode)
 
 

@@ -228,7 +228,7 @@ def _embed(job: _Job) -> None:
         for batch in range(Mapped(file).num_batches)
     )
     in_parts(
-        EmbedWork(parts=parts, encoder=job.encoder),
+        EmbedWork(parts=parts, encoder=job.encoder, precision=encoder.precision),
         len(parts),
         out=job.work,
         step="embed",
