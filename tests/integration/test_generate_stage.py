@@ -22,7 +22,10 @@ from preceptor.generate import generate
 from preceptor.generate import stage as generate_stage
 from preceptor.generate.drafts import draw
 from preceptor.generate.mine import CANDIDATES
-from preceptor.generate.texts import Mapped
+from preceptor.generate.parts import in_parts
+from preceptor.generate.screen import ScreenWork
+from preceptor.generate.texts import TEXTS, Mapped, write_ipc
+from preceptor.generate.writer import write_with_model
 from preceptor.recipe import POLICY_DIR, CorporaConfig, CorpusFile, EncoderConfig, EngineConfig, WriterConfig
 from preceptor.record import read_record
 
@@ -122,6 +125,31 @@ def test_corpora_become_pairs_and_a_killed_run_goes_on(tmp_path: Path, monkeypat
         assert read_bytes(out / name) == read_bytes(record.path / name)
 
 
+@pytest.mark.usefixtures("local_ray")
+def test_parts_that_are_done_are_not_done_again(tmp_path: Path) -> None:
+    def write(name: str) -> None:
+        row = {"row": 0, "title": "", "place": "", "skills": [], "text": f"text of {name}"}
+        write_table(pa.Table.from_pylist([row], schema=TEXTS), tmp_path / "read" / "postings" / name, TEXTS)
+
+    names = ("a.parquet", "b.parquet")
+    work = ScreenWork(
+        parts=tuple(("postings", name) for name in names),
+        source=tmp_path / "read",
+        target=tmp_path / "screened",
+        rejects=tmp_path / "rejects",
+        action="mask",
+        regions=("US",),
+    )
+    write("a.parquet")
+    with pytest.raises(InputError, match=r"b.parquet: (no such file|does not exist)") as caught:
+        in_parts(work, 2, out=tmp_path, step="screen", num_actors=1)
+    assert "\n" not in str(caught.value)
+    first = (tmp_path / "screened" / "postings" / "a.parquet").stat().st_mtime_ns
+    write("b.parquet")
+    assert in_parts(work, 2, out=tmp_path, step="screen", num_actors=1)["postings kept"] == 2
+    assert (tmp_path / "screened" / "postings" / "a.parquet").stat().st_mtime_ns == first
+
+
 def check_output(out: Path, config: CorporaConfig) -> None:
     pairs = read_table(out / "pairs", PAIRS).to_pylist()
     assert len(pairs) == config.num_queries * config.candidates_per_query
@@ -164,9 +192,6 @@ def test_what_is_wrong_is_said_before_anything_runs(tmp_path: Path) -> None:
 @pytest.mark.vllm
 @pytest.mark.usefixtures("local_ray")
 def test_a_language_model_writes_queries(tmp_path: Path, smollm_dir: Path) -> None:
-    from preceptor.generate.texts import TEXTS, write_ipc
-    from preceptor.generate.writer import write_with_model
-
     texts = [
         {"row": n, "title": row["job"], "place": row["town"], "skills": row["tags"], "text": row["body"]}
         for n, row in enumerate(rows(6, seed=3))

@@ -17,13 +17,20 @@ import pyarrow.parquet as pq
 import pytest
 from datasets import Dataset, DatasetDict
 
+from preceptor.cli import main
+from preceptor.contracts import REJECTS, read_table, write_table
 from preceptor.errors import InputError, RecipeError
 from preceptor.generate.corpora import config_of_content, open_corpus, open_data_set
 from preceptor.generate.duplicates import EQUAL, NEAR, Seen
-from preceptor.generate.screen import find_personal, mask, screen_row
+from preceptor.generate.screen import PERSONAL, ScreenWork, find_personal, mask, screen_row
+from preceptor.generate.texts import TEXTS
+from preceptor.plan import make_plan
 from preceptor.recipe import CorporaConfig, CorpusFile
+from preceptor.recipes import find_recipe
+from preceptor.running import notes
 
 REGIONS = ("US", "GB")
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 ROWS = [
     {
         "body": "Nights on a medical ward.",
@@ -234,6 +241,28 @@ def test_every_field_is_masked_and_counted_once() -> None:
     assert clean["text"] == "Ask [email] or [email], [phone]." and kinds == {"email": 2, "phone": 1}
 
 
+def test_texts_with_personal_data_are_dropped_where_that_is_asked(tmp_path: Path) -> None:
+    texts = ["Call 020 7946 0018.", "No data.", "Write to a@example.org."]
+    rows = [{"row": n, "title": "", "place": "", "skills": [], "text": text} for n, text in enumerate(texts)]
+    write_table(pa.Table.from_pylist(rows, schema=TEXTS), tmp_path / "read" / "postings" / "a.parquet", TEXTS)
+    work = ScreenWork(
+        parts=(("postings", "a.parquet"),),
+        source=tmp_path / "read",
+        target=tmp_path / "screened",
+        rejects=tmp_path / "rejects",
+        action="drop",
+        regions=REGIONS,
+    )
+    tally = work.open()(0)
+    assert tally["postings kept"] == 1 and tally[f"postings dropped {PERSONAL}"] == 2
+    assert read_table(tmp_path / "screened" / "postings", TEXTS)["text"].to_pylist() == ["No data."]
+    rejects = read_table(tmp_path / "rejects", REJECTS).to_pylist()
+    assert [(row["id"], row["raw"]) for row in rejects] == [
+        ("postings row 1", "Call [phone]."),
+        ("postings row 3", "Write to [email]."),
+    ], "a reject must not keep what it was rejected for"
+
+
 # Repeats
 
 
@@ -254,3 +283,26 @@ def test_texts_too_short_for_a_shingle_are_told_apart() -> None:
     assert seen.repeat_of(0, "Line cook") is None
     assert seen.repeat_of(1, "Staff nurse") is None
     assert seen.repeat_of(2, "line cook!") == (NEAR, 0)
+
+
+# Recipe and command
+
+
+def test_the_example_recipe_plans_from_corpora_to_a_relevance_teacher() -> None:
+    recipe = find_recipe(f"{EXAMPLES / 'own_corpora.py'}:recipe")
+    steps = {step.name: step.rows for step in make_plan(recipe)}
+    assert list(steps) == ["corpus", "calibrate", "label", "relevance_teacher", "relevance_scores"]
+    assert steps["corpus"].startswith("2,000 queries of 12 candidates from data/postings.parquet and")
+    assert "templates" in " ".join(notes(recipe))
+    assert "Qwen" in " ".join(notes(find_recipe(f"{EXAMPLES / 'own_corpora.py'}:written_by_a_model")))
+
+
+def test_the_command_takes_recipes_with_corpora_only(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    own = f"{EXAMPLES / 'own_corpora.py'}:recipe"
+    assert main(["generate", own, "--root", str(tmp_path), "--dry-run"]) == 0
+    assert "corpus" in capsys.readouterr().out
+    assert main(["generate", "tiny", "--root", str(tmp_path)]) == 2
+    assert "examples/own_corpora.py" in capsys.readouterr().err
+    assert main(["generate", own, "--root", str(tmp_path), "--data", str(tmp_path)]) == 2
+    assert "names its corpora itself" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

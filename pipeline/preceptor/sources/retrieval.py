@@ -47,7 +47,7 @@ def open_encoder(
     The mean of the last hidden states over the tokens of a text, divided by its length (Reimers and Gurevych 2019,
     section 3). Texts longer than 256 tokens are cut. Batches hold texts of similar length, so that little is padding.
     Measured on a CPU with bfloat16 instructions: four times the texts a second in ``bfloat16``, cosines within 0.003 of
-    ``float32``. A GPU is used where the process sees one. Raises InputError where `source` is no model that transformers loads.
+    ``float32``. A GPU is used where the process sees one. Raises InputError where transformers does not load `source`.
     """
     import torch
     from transformers import AutoModel, AutoTokenizer
