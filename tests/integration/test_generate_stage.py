@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ import pytest
 
 from preceptor.contracts import GOLDEN, PAIRS, REJECTS, make_pair, read_table, rows_to_table, split_of, write_table
 from preceptor.errors import InputError
-from preceptor.generate import generate
+from preceptor.generate import generate, queries
 from preceptor.generate import stage as generate_stage
 from preceptor.generate.drafts import draw
 from preceptor.generate.mine import CANDIDATES
@@ -27,7 +28,7 @@ from preceptor.generate.screen import ScreenWork
 from preceptor.generate.texts import TEXTS, Mapped, write_ipc
 from preceptor.generate.writer import write_with_model
 from preceptor.recipe import POLICY_DIR, CorporaConfig, CorpusFile, EncoderConfig, EngineConfig, WriterConfig
-from preceptor.record import read_record
+from preceptor.record import Record, read_record
 
 pytestmark = pytest.mark.integration
 
@@ -90,64 +91,78 @@ def config_in(folder: Path) -> CorporaConfig:
     )
 
 
+class Killed(BaseException):
+    """What no code of the stage catches."""
+
+
+def killed(*_: object) -> None:
+    raise Killed
+
+
 @pytest.mark.usefixtures("local_ray")
 def test_corpora_become_pairs_and_a_killed_run_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(generate_stage, "PART_ROWS", 64)
+    monkeypatch.setattr(queries, "QUERIES_PER_PART", 16)
+    config, out, other = config_in(tmp_path), tmp_path / "corpus" / "v1", tmp_path / "corpus" / "v2"
+    with monkeypatch.context() as context, pytest.raises(Killed):
+        context.setattr(generate_stage, "_mine", killed)
+        generate(config, policy=POLICY_DIR, out=out)
+    assert read_record(out) is None
+    assert not (out / "work" / "read").exists(), "texts that are not screened are not kept"
+    shutil.copytree(out, other)
+
+    # The first goes on at the step's boundary, the second in the middle of it: part 0 was done, part 1 was not.
+    record = generate(config, policy=POLICY_DIR, out=out)
+    check_output(out, config)
+    check_counts(record)
+    for name in ("pairs", "candidates"):
+        (other / name).mkdir()
+        shutil.copy2(out / name / "part-000000.parquet", other / name)
+    (other / "work" / "steps" / "mine").mkdir()
+    (other / "work" / "steps" / "mine" / "000000.json").write_text('{"pairs title": 1000}')
+    done = [*(other / "rejects").iterdir(), other / "pairs" / "part-000000.parquet"]
+    times = [file.stat().st_mtime_ns for file in done]
+    again = generate(config, policy=POLICY_DIR, out=other)
+    assert [file.stat().st_mtime_ns for file in done] == times, "what was done is not done again"
+    assert again.metrics["num_pairs_by_style"]["title"] >= 1000, "the counts of part 0 come from where it was done"
+    for name in ("pairs", "candidates"):
+        assert read_bytes(other / name) == read_bytes(out / name)
+        assert len(read_bytes(out / name)) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("local_ray")
+def test_one_seed_gives_one_corpus_from_the_start_and_another_gives_another(tmp_path: Path) -> None:
     config = config_in(tmp_path)
-    record = generate(config, policy=POLICY_DIR, out=tmp_path / "corpus" / "v1")
-    check_output(record.path, config)
+    found = [
+        generate(replace(config, seed=seed, num_workers=workers), policy=POLICY_DIR, out=tmp_path / name / "v1").path
+        for name, seed, workers in (("a", 7, 1), ("b", 7, 2), ("c", 8, 1))
+    ]
+    same, again, other = (read_bytes(path / "pairs") for path in found)
+    assert same == again != other
+
+
+def check_counts(record: Record) -> None:
     assert record.num_rows_in == record.num_rows_kept + sum(record.rejected.values())
     assert record.rejected["postings: equal text"] == 1
     assert record.rejected["postings: near duplicate"] >= 1
     assert record.rejected["postings: empty text"] == 1
     assert record.metrics["personal_data"]["postings"] == {"emails found": 1, "phones found": 1, "texts masked": 1}
 
-    class Killed(BaseException):
-        pass
-
-    def killed(*_: object) -> None:
-        raise Killed
-
-    # The step boundary before mining; a second run does the rest, and nothing that was done before.
-    out = tmp_path / "corpus" / "v2"
-    with monkeypatch.context() as context, pytest.raises(Killed):
-        context.setattr(generate_stage, "_mine", killed)
-        generate(config, policy=POLICY_DIR, out=out)
-    assert read_record(out) is None
-    done = {file: file.stat().st_mtime_ns for file in (out / "work").rglob("*") if file.is_file()}
-    assert not (out / "work" / "read").exists(), "texts that are not screened are not kept"
-    # Removed at the end, which the copy keeps in sight.
-    monkeypatch.setattr(generate_stage.shutil, "rmtree", lambda *_, **__: None)
-    again = generate(config, policy=POLICY_DIR, out=out)
-    assert {file: file.stat().st_mtime_ns for file in done} == done
-    assert again.metrics == record.metrics
-    for name in ("pairs", "candidates"):
-        assert read_bytes(out / name) == read_bytes(record.path / name)
-
 
 @pytest.mark.usefixtures("local_ray")
-def test_parts_that_are_done_are_not_done_again(tmp_path: Path) -> None:
-    def write(name: str) -> None:
-        row = {"row": 0, "title": "", "place": "", "skills": [], "text": f"text of {name}"}
-        write_table(pa.Table.from_pylist([row], schema=TEXTS), tmp_path / "read" / "postings" / name, TEXTS)
-
-    names = ("a.parquet", "b.parquet")
+def test_what_a_part_finds_wrong_is_said_in_one_line(tmp_path: Path) -> None:
     work = ScreenWork(
-        parts=tuple(("postings", name) for name in names),
+        parts=(("postings", "a.parquet"),),
         source=tmp_path / "read",
         target=tmp_path / "screened",
         rejects=tmp_path / "rejects",
         action="mask",
         regions=("US",),
     )
-    write("a.parquet")
-    with pytest.raises(InputError, match=r"b.parquet: (no such file|does not exist)") as caught:
-        in_parts(work, 2, out=tmp_path, step="screen", num_actors=1)
+    with pytest.raises(InputError, match=r"a.parquet.*does not exist") as caught:
+        in_parts(work, 1, out=tmp_path, step="screen", num_actors=1)
     assert "\n" not in str(caught.value)
-    first = (tmp_path / "screened" / "postings" / "a.parquet").stat().st_mtime_ns
-    write("b.parquet")
-    assert in_parts(work, 2, out=tmp_path, step="screen", num_actors=1)["postings kept"] == 2
-    assert (tmp_path / "screened" / "postings" / "a.parquet").stat().st_mtime_ns == first
 
 
 def check_output(out: Path, config: CorporaConfig) -> None:

@@ -31,7 +31,7 @@ from preceptor.running import notes
 
 REGIONS = ("US", "GB")
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-ROWS = [
+ROWS: list[dict[str, Any]] = [
     {
         "body": "Nights on a medical ward.",
         "job": "Staff Nurse - Nights",
