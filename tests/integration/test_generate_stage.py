@@ -119,7 +119,7 @@ def test_corpora_become_pairs_and_a_killed_run_goes_on(tmp_path: Path, monkeypat
         (other / name).mkdir()
         shutil.copy2(out / name / "part-000000.parquet", other / name)
     (other / "work" / "steps" / "mine").mkdir()
-    (other / "work" / "steps" / "mine" / "000000.json").write_text('{"pairs title": 1000}')
+    (other / "work" / "steps" / "mine" / "000000.json").write_text('{"rows": 16, "pairs title": 1000}')
     done = [*(other / "rejects").iterdir(), other / "pairs" / "part-000000.parquet"]
     times = [file.stat().st_mtime_ns for file in done]
     again = generate(config, policy=POLICY_DIR, out=other)
@@ -161,7 +161,7 @@ def test_what_a_part_finds_wrong_is_said_in_one_line(tmp_path: Path) -> None:
         regions=("US",),
     )
     with pytest.raises(InputError, match=r"a.parquet.*does not exist") as caught:
-        in_parts(work, 1, out=tmp_path, step="screen", num_actors=1)
+        in_parts(work, 1, num_rows=1, out=tmp_path, step="screen", num_actors=1)
     assert "\n" not in str(caught.value)
 
 

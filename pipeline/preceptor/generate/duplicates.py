@@ -60,7 +60,7 @@ def drop_repeats(number: int, *, work: DuplicateWork) -> Counter[str]:
                 else:
                     reason, first = repeats
                     rejects.append(reject(corpus, row["row"], "duplicates", reason, raw=f"of {corpus} row {first + 1}"))
-            tally.update({f"{corpus} kept": len(kept)})
+            tally.update({"rows": table.num_rows, f"{corpus} kept": len(kept)})
             tally.update(f"{corpus} dropped {row['reason']}" for row in rejects)
             if rejects:
                 file = work.rejects / f"duplicates-{corpus}-{part:06d}.parquet"

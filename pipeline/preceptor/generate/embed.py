@@ -51,7 +51,7 @@ def embed_part(part: EmbedPart, encode: Encoder) -> Mapping[str, int]:
     flat = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel(), type=pa.float32()), vectors.shape[1])
     schema = _embeddings(vectors.shape[1])
     write_table(pa.Table.from_arrays([flat], schema=schema), part.target, schema)
-    return {"embedded": len(vectors)}
+    return {"rows": len(vectors)}
 
 
 def gather_vectors(source: Path, file: Path, *, num_rows: int) -> dict[str, Any]:

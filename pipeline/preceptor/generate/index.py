@@ -69,7 +69,7 @@ def build_index(number: int, *, work: IndexWork) -> Mapping[str, int]:
     unfinished = target.with_name(f".{target.name}.partial")
     faiss.write_index(index, str(unfinished))
     unfinished.replace(target)
-    return {"indexed": num_rows, "lists": num_lists}
+    return {"rows": num_rows, "lists": num_lists}
 
 
 def open_index(vectors: Path) -> Any:

@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from preceptor.contracts import PAIRS, make_pair, rows_to_table, write_table
 from preceptor.generate.index import nearest, open_index
-from preceptor.generate.select import HARD_RANKS, Choice, Pool, Scale, choose, kind_of_difference, scale_of
+from preceptor.generate.select import HARD, HARD_RANKS, Choice, Pool, Scale, choose, kind_of_difference, scale_of
 from preceptor.generate.templates import spoken_place, spoken_title
 from preceptor.generate.texts import Indices, Mapped, Vectors, open_vectors
 from preceptor.recipe import CorporaConfig
@@ -109,7 +109,7 @@ def mine_part(number: int, *, job: MineWork, shelf: Shelf) -> Counter[str]:
     start = shelf.queries.start(number)
     asked = np.asarray(shelf.query_vectors[start : start + len(queries)])
     profiles = _profiles(queries, shelf, asked, job.config.seed)
-    tally: Counter[str] = Counter()
+    tally: Counter[str] = Counter({"rows": len(queries)})
     pairs: list[dict[str, str]] = []
     reasons: list[dict[str, Any]] = []
     seen: set[str] = set()
@@ -147,6 +147,8 @@ def _counts(style: str, split: str, reason: Mapping[str, Any]) -> Iterator[str]:
     yield f"split {split}"
     yield f"kind {reason['kind']}"
     yield f"grade {style} {reason['predicted_grade']}"
+    if reason["kind"] not in HARD:
+        yield f"stratum {reason['predicted_grade']}"
 
 
 def _reason(pair: Mapping[str, str], choice: Choice, pool: Pool, origin: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -17,20 +17,26 @@ import pyarrow as pa
 
 from preceptor import errors
 from preceptor.errors import PreceptorError, StageFailed
+from preceptor.judge.progress import Progress
 from preceptor.record import write_json
 
 CPUS_PER_ACTOR: Final = 0.5
 """Logical CPUs of an actor that computes: on a small local cluster whole ones would leave none for what is around."""
 
 Tally = Counter[str]
-_OUTCOME: Final = pa.schema([pa.field("error", pa.string()), pa.field("message", pa.string())])
+_OUTCOME: Final = pa.schema(
+    {"error": pa.string(), "message": pa.string(), "rows": pa.int64(), "dropped": pa.int64()},
+)
 
 
 class PartWork(Protocol):
     """What an actor needs to do parts of one step; it travels pickled."""
 
     def open(self) -> Callable[[int], Mapping[str, int]]:
-        """The function that does part `number` and returns its counts, with whatever it needs loaded once."""
+        """The function that does part `number` and returns its counts, with whatever it needs loaded once.
+
+        The count `rows` says how many rows the part has.
+        """
         ...
 
 
@@ -47,6 +53,7 @@ def in_parts(
     work: PartWork,
     num_parts: int,
     *,
+    num_rows: int,
     out: Path,
     step: str,
     num_actors: int,
@@ -55,6 +62,7 @@ def in_parts(
 ) -> Tally:
     """The summed counts of all parts, computed by a pool of Ray Data actors; parts that were done are not done again.
 
+    Prints how far it is of `num_rows`.
     Raises StageFailed where an actor dies, and whatever PreceptorError a part raised.
     """
     import ray.data
@@ -74,16 +82,27 @@ def in_parts(
             num_gpus=gpus_per_actor,
             compute=ray.data.ActorPoolStrategy(size=size),
         )
+        before = _summed(file for file in files if file.is_file())
+        progress = Progress(stage=f"generate {step}", num_rows=num_rows, num_done=before["rows"])
         try:
             for row in done.iter_rows():
                 if row["error"] is not None:
                     raise getattr(errors, row["error"])(row["message"])
+                progress.add(row["rows"], row["dropped"])
         except (RayError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[-1][:300]
             raise StageFailed(
                 f"{out}: step {step} stopped: {reason}. Finished parts are kept: mend the cause and run it again."
             ) from error
-    return sum((Counter(json.loads(file.read_text())) for file in files), Counter())
+        progress.close()
+    return _summed(files)
+
+
+def _summed(files: Iterable[Path]) -> Tally:
+    total: Tally = Counter()
+    for file in files:
+        total.update(json.loads(file.read_text()))
+    return total
 
 
 class _Actor:
@@ -102,12 +121,14 @@ class _Actor:
         rows = [self._outcome(number) for number in batch["part"].to_pylist()]
         return pa.Table.from_pylist(rows, schema=_OUTCOME)
 
-    def _outcome(self, number: int) -> dict[str, str | None]:
+    def _outcome(self, number: int) -> dict[str, str | int | None]:
         try:
-            write_json(self.files[number], dict(self.run(number)))
+            tally = dict(self.run(number))
+            write_json(self.files[number], tally)
         except PreceptorError as error:
-            return {"error": type(error).__name__, "message": str(error)}
-        return {"error": None, "message": None}
+            return {"error": type(error).__name__, "message": str(error), "rows": 0, "dropped": 0}
+        num_dropped = sum(count for name, count in tally.items() if " dropped " in name)
+        return {"error": None, "message": None, "rows": tally["rows"], "dropped": num_dropped}
 
 
 def _refuse(actor: _Actor, number: int) -> Mapping[str, int]:

@@ -116,7 +116,9 @@ def screen_part(number: int, *, work: ScreenWork) -> Counter[str]:
     write_table(pa.Table.from_pylist(kept, schema=TEXTS), work.target / corpus / name, TEXTS)
     if rejects:
         write_table(rows_to_table(rejects, REJECTS), work.rejects / f"screen-{corpus}-{name}", REJECTS)
-    tally.update({f"{corpus} kept": len(kept), f"{corpus} dropped {PERSONAL}": len(rejects)})
+    tally.update(
+        {"rows": len(kept) + len(rejects), f"{corpus} kept": len(kept), f"{corpus} dropped {PERSONAL}": len(rejects)}
+    )
     return tally
 
 

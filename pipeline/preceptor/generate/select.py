@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from preceptor.generate.texts import Indices, Vectors
 
-STEPS: Final = (0.3, 0.5, 0.7, 0.88)
+STEPS: Final = (0.3, 0.5, 0.7, 0.85)
 """Where predicted grades 1, 2, 3 and 4 begin on the scale."""
 
 SOURCE: Final = "source"

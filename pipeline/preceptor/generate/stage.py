@@ -27,7 +27,7 @@ from preceptor.generate.parts import in_parts, once
 from preceptor.generate.queries import accept, write_queries
 from preceptor.generate.screen import ScreenWork, reject
 from preceptor.generate.select import Scale
-from preceptor.generate.summary import Counts, rejected, table_of
+from preceptor.generate.summary import Counts, num_rows_in, rejected, table_of
 from preceptor.generate.texts import TEXTS, Mapped
 from preceptor.policy import load_policy
 from preceptor.recipe import CorporaConfig
@@ -43,7 +43,7 @@ def generate(config: CorporaConfig, *, policy: Path, out: Path) -> Record:
     """The record of the finished corpus directory `out`, with pairs/, candidates/, rejects/, golden/ and table.md.
 
     candidates/ says why each pair was chosen and which grade its similarity predicts, for comparing with labels later.
-    Rows in and kept count texts and drafted queries. Ray must be running. A rerun goes on at the first unfinished part.
+    Rows in and kept count texts and queries. Ray must be running. A rerun goes on at the first unfinished part.
     Raises InputError, before anything is computed, where a corpus, a mapped column, the golden rows or the encoder is
     missing or wrong; StageFailed where an actor dies or the disk refuses.
     """
@@ -57,8 +57,8 @@ def generate(config: CorporaConfig, *, policy: Path, out: Path) -> Record:
         write_table(table, out / "golden" / f"part-{number:06d}.parquet", GOLDEN)
     job = _Job(config=config, out=out, names=tuple(corpora), encoder=encoder)
     read = {name: once(job.work, f"read-{name}", partial(_read, job, name, corpus)) for name, corpus in corpora.items()}
-    screened = _screen(job)
-    kept = _drop_repeats(job)
+    screened = _screen(job, num_rows=sum(found["kept"] for found in read.values()))
+    kept = _drop_repeats(job, num_rows=sum(screened.get(f"{name} kept", 0) for name in corpora))
     drafted, queries = _ask(job, golden)
     _embed(job)
     scales = _index(job)
@@ -73,7 +73,7 @@ def generate(config: CorporaConfig, *, policy: Path, out: Path) -> Record:
     )
     (out / "table.md").write_text(table_of(counts, config))
     reasons = rejected(counts)
-    num_in = sum(found["in"] for found in counts.read.values()) + sum(counts.drafted.values())
+    num_in = num_rows_in(counts)
     record = run.finish(
         num_rows_in=num_in,
         num_rows_kept=num_in - sum(reasons.values()),
@@ -147,7 +147,7 @@ def _chunks(rows: Iterator[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
         yield chunk
 
 
-def _screen(job: _Job) -> Mapping[str, int]:
+def _screen(job: _Job, *, num_rows: int) -> Mapping[str, int]:
     """Counts by corpus, after which no unscreened text is left on disk."""
     source = job.work / "read"
 
@@ -160,14 +160,21 @@ def _screen(job: _Job) -> Mapping[str, int]:
             action=job.config.personal_data,
             regions=job.config.phone_regions,
         )
-        return in_parts(work, len(work.parts), out=job.work, step="screen-parts", num_actors=job.config.num_workers)
+        return in_parts(
+            work,
+            len(work.parts),
+            num_rows=num_rows,
+            out=job.work,
+            step="screen",
+            num_actors=job.config.num_workers,
+        )
 
-    found = once(job.work, "screen", screened)
+    found = once(job.work, "screened", screened)
     shutil.rmtree(source, ignore_errors=True)
     return found
 
 
-def _drop_repeats(job: _Job) -> Mapping[str, int]:
+def _drop_repeats(job: _Job, *, num_rows: int) -> Mapping[str, int]:
     work = DuplicateWork(
         corpora=job.names,
         source=job.work / "screened",
@@ -177,7 +184,12 @@ def _drop_repeats(job: _Job) -> Mapping[str, int]:
         seed=job.config.seed,
     )
     found = in_parts(
-        work, len(job.names), out=job.work, step="duplicates", num_actors=min(len(job.names), job.config.num_workers)
+        work,
+        len(job.names),
+        num_rows=num_rows,
+        out=job.work,
+        step="duplicates",
+        num_actors=job.config.num_workers,
     )
     shutil.rmtree(job.work / "screened", ignore_errors=True)
     return found
@@ -230,6 +242,7 @@ def _embed(job: _Job) -> None:
     in_parts(
         EmbedWork(parts=parts, encoder=job.encoder, precision=encoder.precision),
         len(parts),
+        num_rows=sum(Mapped(file).num_rows for file in files.values()),
         out=job.work,
         step="embed",
         num_actors=encoder.num_actors,
@@ -245,7 +258,8 @@ def _embed(job: _Job) -> None:
 def _index(job: _Job) -> Mapping[str, Mapping[str, float]]:
     """The similarity scale of each style, after writing the indexes."""
     work = IndexWork(vectors=tuple(job.vectors_file(name) for name in job.names), seed=job.config.seed)
-    in_parts(work, len(work.vectors), out=job.work, step="index", num_actors=1)
+    num_rows = sum(texts.num_rows for texts in job.texts().values())
+    in_parts(work, len(work.vectors), num_rows=num_rows, out=job.work, step="index", num_actors=1)
     with_profiles = job.config.profiles is not None
     return once(
         job.work,
@@ -261,5 +275,12 @@ def _mine(job: _Job, scales: Mapping[str, Mapping[str, float]]) -> Mapping[str, 
         out=job.out,
         scales={style: Scale(**found) for style, found in scales.items()},
     )
-    num_parts = Mapped(job.work / "queries.arrow").num_batches
-    return in_parts(work, num_parts, out=job.work, step="mine", num_actors=job.config.num_workers)
+    queries = Mapped(job.work / "queries.arrow")
+    return in_parts(
+        work,
+        queries.num_batches,
+        num_rows=queries.num_rows,
+        out=job.work,
+        step="mine",
+        num_actors=job.config.num_workers,
+    )

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from preceptor.contracts import NUM_GRADES
+from preceptor.generate.drafts import ORIGINS, quotas
+from preceptor.generate.queries import NOT_NEEDED
 from preceptor.generate.select import HARD
 from preceptor.recipe import CorporaConfig
 
@@ -51,16 +53,22 @@ class Counts:
         }
 
 
+def num_rows_in(counts: Counts) -> int:
+    """Texts read and queries drafted, without the spare drafts that were not needed."""
+    num_spare = sum(count for name, count in counts.queries.items() if name.endswith(f" dropped {NOT_NEEDED}"))
+    return sum(found["in"] for found in counts.read.values()) + sum(counts.drafted.values()) - num_spare
+
+
 def rejected(counts: Counts) -> dict[str, int]:
-    """How many texts and drafts were dropped, by what they were and reason."""
+    """How many texts and drafts were dropped, by what they were and reason; a spare draft was not dropped."""
     found: Counter[str] = Counter()
     for corpus in counts.read:
         for step in counts.of_texts(corpus):
             found.update({f"{corpus}: {reason}": count for reason, count in _below(step, "dropped").items() if count})
     for style in _styles(counts):
         for reason, count in _below(_below(counts.queries, style), "dropped").items():
-            found[f"queries: {reason}"] += count
-    return dict(sorted(found.items()))
+            found[f"queries: {reason}"] += count if reason != NOT_NEEDED else 0
+    return {reason: count for reason, count in sorted(found.items()) if count}
 
 
 def table_of(counts: Counts, config: CorporaConfig) -> str:
@@ -71,11 +79,11 @@ def table_of(counts: Counts, config: CorporaConfig) -> str:
             "",
             *_markdown(("step", "of", "in", "kept", "dropped because"), _rows(counts, config)),
             "",
-            f"{config.personal_data}: {_personal_line(counts)}. Names and postal addresses are not looked for.",
+            f"Personal data ({config.personal_data}): {_personal_line(counts)}. Names and postal addresses are not looked for.",
             "",
             *_markdown(("pairs of style", *_grade_names(), "all", "similarity scale"), _strata_rows(counts)),
             "",
-            f"Asked of the strata: {_shares(config)}; {config.hard_negatives:.0%} hard negatives beside them "
+            f"Asked of the strata: {_shares(counts, config)}; {config.hard_negatives:.0%} hard negatives beside them "
             f"({_hard_line(counts)}). Predicted grades are guesses from similarity; nobody judged them. "
             "0 on the scale is the mean similarity to random postings, 1 the median best match.",
             "",
@@ -92,7 +100,11 @@ def _rows(counts: Counts, config: CorporaConfig) -> Iterator[tuple[str, ...]]:
     for style in _styles(counts):
         found = _below(counts.queries, style)
         num_in = sum(count for name, count in counts.drafted.items() if name.split(" ", 1)[1] == style)
-        yield "accept queries", style, f"{num_in:,}", f"{found.get('kept', 0):,}", _reasons(_below(found, "dropped"))
+        num_asked = sum(num for origin in ORIGINS for name, num in quotas(config, origin).items() if name == style)
+        num_kept = found.get("kept", 0)
+        dropped = _reasons(_below(found, "dropped"))
+        fewer = f"; {num_asked - num_kept:,} fewer than asked" if num_kept < num_asked else ""
+        yield "accept queries", style, f"{num_in:,}", f"{num_kept:,}", f"{dropped}{fewer}"
     num_pairs = sum(_below(counts.mined, "pairs").values())
     repeated = sum(found.get("repeated", 0) for found in (_below(counts.mined, style) for style in _styles(counts)))
     short = sum(found.get("short", 0) for found in (_below(counts.mined, style) for style in _styles(counts)))
@@ -149,8 +161,13 @@ def _hard_line(counts: Counts) -> str:
     return ", ".join(f"{kinds.get(kind, 0):,} {kind.removeprefix('hard: ')}" for kind in HARD)
 
 
-def _shares(config: CorporaConfig) -> str:
-    return ", ".join(f"{share:.0%} predicted {grade}" for grade, share in sorted(config.strata.items()))
+def _shares(counts: Counts, config: CorporaConfig) -> str:
+    strata = _below(counts.mined, "stratum")
+    total = max(sum(strata.values()), 1)
+    return ", ".join(
+        f"{share:.0%} predicted {grade} (got {strata.get(str(grade), 0) / total:.0%})"
+        for grade, share in sorted(config.strata.items())
+    )
 
 
 def _reasons(found: Mapping[str, int]) -> str:
