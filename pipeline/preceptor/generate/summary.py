@@ -79,7 +79,8 @@ def table_of(counts: Counts, config: CorporaConfig) -> str:
             "",
             *_markdown(("step", "of", "in", "kept", "dropped because"), _rows(counts, config)),
             "",
-            f"Personal data ({config.personal_data}): {_personal_line(counts)}. Names and postal addresses are not looked for.",
+            f"Personal data ({config.personal_data}): {_personal_line(counts)}. "
+            "Names and postal addresses are not looked for.",
             "",
             *_markdown(("pairs of style", *_grade_names(), "all", "similarity scale"), _strata_rows(counts)),
             "",
