@@ -12,7 +12,7 @@ from typing import Final
 
 from preceptor.errors import PreceptorError, RecipeError
 from preceptor.plan import choose, make_plan
-from preceptor.recipe import POLICY_DIR, Recipe
+from preceptor.recipe import POLICY_DIR, CorporaConfig, Recipe
 from preceptor.recipes import SHIPPED, find_recipe, with_data
 
 _EPILOG: Final = """\
@@ -22,6 +22,7 @@ examples:
   preceptor run demo --root runs/demo --from distill   from one stage on
   preceptor run jobmatch --root runs/jobmatch --data DIR
   preceptor run demo --root runs/mine --judge openai --base-url http://127.0.0.1:8000/v1 --judge-model NAME
+  preceptor generate examples/own_corpora.py:recipe --root runs/own
   preceptor label demo --root runs/mine --judge openai --base-url URL --version v2 --dry-run
   preceptor batch export demo --root runs/mine --judge openai --base-url URL --out requests.jsonl
   preceptor batch import demo output.jsonl errors.jsonl --root runs/mine --judge openai --base-url URL
@@ -69,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_run(commands.add_parser("run", help="run a recipe's stages; finished ones are skipped"))
+    _add_generate(commands.add_parser("generate", help="make pairs worth labelling out of your own corpora"))
     _add_label(commands.add_parser("label", help="label a recipe's pool, or say what that would ask"))
     _add_batch(commands.add_parser("batch", help="ask an endpoint through OpenAI batch files"))
     _add_plan(
@@ -93,6 +95,17 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--dry-run", action="store_true", help="print the plan, run nothing")
     parser.add_argument("--serve-examples", action="store_true", help="then score three pairs over HTTP")
     parser.set_defaults(run=_run)
+
+
+def _add_generate(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Make pairs out of a recipe's corpora of postings and profiles: the stage `corpus` of `preceptor run`. Columns "
+        "are checked, personal data masked, repeats dropped, queries written, candidates found and chosen by predicted "
+        "grade. corpus/VERSION/table.md says what was kept and why the rest was dropped. Run again, it resumes."
+    )
+    _add_recipe(parser)
+    parser.add_argument("--dry-run", action="store_true", help="print what would be read, run nothing")
+    parser.set_defaults(run=_generate)
 
 
 def _add_label(parser: argparse.ArgumentParser) -> None:
@@ -270,6 +283,22 @@ def _run(arguments: argparse.Namespace) -> int:
         run_steps(recipe, steps, root=root, serve=arguments.serve_examples)
     shown = arguments.root or Path("runs") / recipe.name
     print(f"{recipe.name}: ok {shown / 'report.html'}")
+    return 0
+
+
+def _generate(arguments: argparse.Namespace) -> int:
+    from preceptor.running import dry_run, run_steps
+
+    recipe = _recipe(arguments)
+    if not isinstance(recipe.source, CorporaConfig):
+        raise RecipeError(f"recipe {recipe.name} has no corpora of its own; see examples/own_corpora.py for one.")
+    root = (arguments.root or Path("runs") / recipe.name).resolve()
+    steps = choose(make_plan(recipe), only="corpus", start=None)
+    if arguments.dry_run:
+        print(dry_run(recipe, steps, root=root))
+        return 0
+    run_steps(recipe, steps, root=root)
+    print(f"generate: ok {root / 'corpus' / recipe.version}")
     return 0
 
 

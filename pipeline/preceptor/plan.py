@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final, Literal
 from preceptor.contracts import parquet_files
 from preceptor.errors import InputError, RecipeError
 from preceptor.recipe import (
+    CorporaConfig,
     DistillConfig,
     HeadlinesConfig,
     JobmatchConfig,
@@ -114,6 +115,10 @@ def _corpus(recipe: Recipe) -> Step:
             from preceptor.sources.jobmatch import jobmatch
 
             return jobmatch(source, policy=recipe.policy, out=out)
+        if isinstance(source, CorporaConfig):
+            from preceptor.generate import generate
+
+            return generate(source, policy=recipe.policy, out=out)
         from preceptor.sources.headlines import headlines
 
         return headlines(source, out=out)
@@ -127,6 +132,9 @@ def _corpus_rows(recipe: Recipe) -> str:
         num_pairs = source.num_queries * source.documents_per_query
         num_shown = (source.num_requests + source.num_holdout_requests) * source.documents_per_request
         return f"{num_pairs:,} pairs, {num_shown:,} impressions (synthetic)"
+    if isinstance(source, CorporaConfig):
+        files = [file.source for file in (source.postings, source.profiles) if file is not None]
+        return f"{source.num_queries:,} queries of {source.candidates_per_query} candidates from {' and '.join(files)}"
     if not source.data.exists():
         return f"files in {source.data} (not found)"
     import pyarrow.parquet as pq

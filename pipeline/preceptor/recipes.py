@@ -15,6 +15,7 @@ from preceptor.recipe import (
     POLICY_DIR,
     BackboneConfig,
     Blend,
+    CorporaConfig,
     DistillConfig,
     EngineConfig,
     GateConfig,
@@ -277,4 +278,6 @@ def with_data(recipe: Recipe, data: Path | None) -> Recipe:
         return recipe
     if isinstance(recipe.source, MarketConfig):
         raise RecipeError(f"recipe {recipe.name} makes its own data; --data goes with jobmatch or headlines.")
+    if isinstance(recipe.source, CorporaConfig):
+        raise RecipeError(f"recipe {recipe.name} names its corpora itself; --data goes with jobmatch or headlines.")
     return replace(recipe, source=replace(recipe.source, data=data))

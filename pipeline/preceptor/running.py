@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 from preceptor.contracts import GATE_REPORT, read_table
 from preceptor.errors import DriftError, InputError, JudgeRefused, PreceptorError, RecipeError
 from preceptor.plan import Step, execute, make_plan, status
-from preceptor.recipe import HeadlinesConfig, JobmatchConfig, MarketConfig, Recipe
+from preceptor.recipe import CorporaConfig, HeadlinesConfig, JobmatchConfig, MarketConfig, Recipe
 from preceptor.record import Record, read_record
 
 if TYPE_CHECKING:
@@ -261,6 +261,13 @@ def notes(recipe: Recipe) -> tuple[str, ...]:
             "Occupations, postings and relevance judgements are real (O*NET, ESCO and their crosswalk; unlisted pairs "
             "count as grade 0, which is an assumption). Profiles are assembled from occupation descriptions.",
             "Impressions and clicks are simulated by a click model over the real texts: constructed, not human.",
+        )
+    if isinstance(recipe.source, CorporaConfig):
+        writer = recipe.source.writer
+        return (
+            "Postings and profiles are the user's own. "
+            f"Queries are synthetic, written by {'rule templates' if writer is None else writer.model}.",
+            "Pairs were chosen by grades predicted from similarity: guesses, not judgements.",
         )
     assert isinstance(recipe.source, HeadlinesConfig)
     return ("Headlines, impressions and clicks are real and were randomised (Upworthy Research Archive).",)

@@ -25,6 +25,7 @@ LAYERS = (
     ("capacity_table",),
     ("market", "ranker"),
     ("sources", "judge"),
+    ("generate",),
     ("teachers", "student"),
     ("evaluation", "bundle", "feedback"),
     ("sources.rerank_report", "sources.headline_report", "parity"),
