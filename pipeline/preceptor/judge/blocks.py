@@ -98,17 +98,22 @@ class Claim:
 
 
 class BlockWorker:
-    """Answers blocks in one process. The judge is opened when the first block needs it."""
+    """Answers blocks in one process, `at_once` of them at a time. The judge is opened when the first needs it."""
 
-    def __init__(self, work: Work) -> None:
+    def __init__(self, work: Work, at_once: int) -> None:
         self.work = work
+        self._gate = asyncio.Semaphore(at_once)
         self._opening = asyncio.Lock()
         self._grader: Grader | None = None
         self._known: tuple[Shard, Earlier] | None = None
 
     async def __call__(self, tickets: pa.Table) -> pa.Table:
         """For each ticket (a row of shard, num_shards, block) its tally as JSON; empty where it was told to stop."""
-        found = [await self.answer(_ticket(row)) for row in tickets.to_pylist()]
+        found = []
+        for row in tickets.to_pylist():
+            # Ray begins several tickets of a task at once.
+            async with self._gate:
+                found.append(await self.answer(_ticket(row)))
         texts = ["" if tally is None else json.dumps(tally.to_json()) for tally in found]
         return tickets.append_column("tally", pa.array(texts, pa.string()))
 

@@ -23,6 +23,9 @@ from preceptor.judge.tally import Tally, tally_of
 MAX_RESTARTS: Final = 20
 """How often a worker may be started anew in one run: an engine that dies of everything must end the job."""
 
+MAX_TASKS: Final = 20_000
+"""Tasks that Ray is given at most: of a larger pool, each holds several tickets."""
+
 Answered = tuple[Ticket, Tally | None]
 
 
@@ -39,7 +42,7 @@ def answer_tickets(work: Work, tickets: Sequence[Ticket]) -> Generator[Answered]
 
 
 def _here(work: Work, tickets: Sequence[Ticket]) -> Iterator[Answered]:
-    worker = BlockWorker(work)
+    worker = BlockWorker(work, 1)
     with asyncio.Runner() as runner:
         for ticket in tickets:
             yield ticket, runner.run(worker.answer(ticket))
@@ -49,7 +52,6 @@ def _through_ray(work: Work, workers: Workers, tickets: Sequence[Ticket]) -> Ite
     import ray.data
     from ray.data import ActorPoolStrategy
 
-    ray.data.DataContext.get_current().enable_progress_bars = False
     rows = pa.table(
         {
             "shard": pa.array([ticket.shard.index for ticket in tickets], pa.int32()),
@@ -57,22 +59,28 @@ def _through_ray(work: Work, workers: Workers, tickets: Sequence[Ticket]) -> Ite
             "block": pa.array([ticket.block for ticket in tickets], pa.int32()),
         }
     )
-    # A ticket is a Ray block of its own: its answer comes back as soon as it is whole.
-    answered = ray.data.from_arrow([rows.slice(row, 1) for row in range(rows.num_rows)]).map_batches(
-        BlockWorker,
-        fn_constructor_args=(work,),
-        batch_size=None,
-        batch_format="pyarrow",
-        compute=ActorPoolStrategy(
-            size=workers.num_actors, max_tasks_in_flight_per_actor=max(2, workers.blocks_in_flight)
-        ),
-        num_cpus=workers.cpus,
-        num_gpus=workers.gpus or None,
-        max_concurrency=workers.blocks_in_flight,
-        max_restarts=MAX_RESTARTS,
-        max_task_retries=-1,
-        runtime_env={"env_vars": dict(workers.env)},
-    )
+    per_task = -(-rows.num_rows // MAX_TASKS)
+    context = ray.data.DataContext.get_current().copy()
+    context.enable_progress_bars = False
+    # A tally comes back as soon as it is there, not when its task has filled a block of Ray's usual size.
+    context.target_max_block_size = 1
+    with ray.data.DataContext.current(context):
+        slices = [rows.slice(start, per_task) for start in range(0, rows.num_rows, per_task)]
+        answered = ray.data.from_arrow(slices).map_batches(
+            BlockWorker,
+            fn_constructor_args=(work, workers.blocks_in_flight),
+            batch_size=1,
+            batch_format="pyarrow",
+            compute=ActorPoolStrategy(
+                size=workers.num_actors, max_tasks_in_flight_per_actor=max(2, workers.blocks_in_flight)
+            ),
+            num_cpus=workers.cpus,
+            num_gpus=workers.gpus or None,
+            max_concurrency=workers.blocks_in_flight,
+            max_restarts=MAX_RESTARTS,
+            max_task_retries=-1,
+            runtime_env={"env_vars": dict(workers.env)},
+        )
     for batch in answered.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         for row in cast(pa.Table, batch).to_pylist():
             ticket = Ticket(shard=Shard(index=row["shard"], num_shards=row["num_shards"]), block=row["block"])
