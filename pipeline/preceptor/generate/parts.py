@@ -18,6 +18,7 @@ import pyarrow as pa
 from preceptor import errors
 from preceptor.errors import PreceptorError, StageFailed
 from preceptor.judge.progress import Progress
+from preceptor.judge.replies import Usage
 from preceptor.record import write_json
 
 CPUS_PER_ACTOR: Final = 0.5
@@ -83,18 +84,17 @@ def in_parts(
             compute=ray.data.ActorPoolStrategy(size=size),
         )
         before = _summed(file for file in files if file.is_file())
-        progress = Progress(stage=f"generate {step}", num_rows=num_rows, num_done=before["rows"])
         try:
-            for row in done.iter_rows():
-                if row["error"] is not None:
-                    raise getattr(errors, row["error"])(row["message"])
-                progress.add(row["rows"], row["dropped"])
+            with Progress(stage=f"generate {step}", num_rows=num_rows, num_done=before["rows"]) as progress:
+                for row in done.iter_rows():
+                    if row["error"] is not None:
+                        raise getattr(errors, row["error"])(row["message"])
+                    progress.add(row["rows"], {"dropped": row["dropped"]} if row["dropped"] else {}, Usage())
         except (RayError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[-1][:300]
             raise StageFailed(
                 f"{out}: step {step} stopped: {reason}. Finished parts are kept: mend the cause and run it again."
             ) from error
-        progress.close()
     return _summed(files)
 
 

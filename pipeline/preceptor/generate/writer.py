@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import pyarrow as pa
 
 from preceptor.contracts import content_id
-from preceptor.judge.engine import ERROR, Row, over_long, reason_of, run_engine
+from preceptor.errors import StageFailed
+from preceptor.judge.engine import Engine, answered, over_long, reason_of, usage_of, workers_of
+from preceptor.judge.replies import Usage
+from preceptor.judge.tickets import MAX_RESTARTS
+from preceptor.judge.vllm_judge import PromptTokens
 from preceptor.ranker.backbones import resolve_backbone
 from preceptor.recipe import QueryStyle, WriterConfig
 
@@ -28,38 +32,44 @@ _ABOUT: Final = {
     "profiles": "The person describes themselves so:",
 }
 _MAX_CHARACTERS: Final = 1200
+_DRAFTS_PER_TASK: Final = 64
+
+Row = Mapping[str, Any]
 
 
-def write_with_model(drafts: pa.Table, config: WriterConfig, *, seed: int) -> Iterator[list[Row]]:
-    """Rows of `draft`, `query` and `fault`, streamed as the engine answers, each DRAFTS row once in any order.
+def write_with_model(drafts: pa.Table, config: WriterConfig, *, seed: int) -> Iterator[list[dict[str, Any]]]:
+    """Rows of `draft`, `query` and `fault`, streamed as the engines answer, each DRAFTS row once in any order.
 
     `query` is the reply's first line; `fault` is empty, or a countable reason why there is no query. Sampling is seeded
-    by row: the same engine on the same machine says the same, another batch or machine may not.
+    by row: the same engine on the same machine says the same, another batch or machine may not. Raises StageFailed
+    where the engines cannot run.
     """
-    model = resolve_backbone(config.model)
-    batches = run_engine(
-        drafts,
-        model=model,
-        engine=config.engine,
-        task="generate",
-        rows_per_pair=1,
-        prepare=PromptWriter,
-        prepare_args={"model": model, "config": config, "seed": seed},
-        finish=_pick_tokens,
-        columns=("draft", "tokens"),
-    )
-    from transformers import AutoTokenizer
+    import ray.data
+    import ray.exceptions
 
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    for rows in batches:
-        yield [
-            {
-                "draft": row["draft"],
-                "query": "" if row[ERROR] else one_line(str(tokenizer.decode(row["tokens"], skip_special_tokens=True))),
-                "fault": reason_of(row[ERROR]) if row[ERROR] else "",
-            }
-            for row in rows
-        ]
+    model = resolve_backbone(config.model)
+    workers = workers_of(model, config.engine)
+    slices = [drafts.slice(start, _DRAFTS_PER_TASK) for start in range(0, max(drafts.num_rows, 1), _DRAFTS_PER_TASK)]
+    written = ray.data.from_arrow(slices).map_batches(
+        QueryWriter,
+        fn_constructor_args=(model, config, seed),
+        batch_size=None,
+        batch_format="pyarrow",
+        compute=ray.data.ActorPoolStrategy(size=workers.num_actors),
+        num_cpus=workers.cpus,
+        num_gpus=workers.gpus or None,
+        max_restarts=MAX_RESTARTS,
+        max_task_retries=-1,
+        runtime_env={"env_vars": dict(workers.env)},
+    )
+    try:
+        for batch in written.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            yield cast(pa.Table, batch).to_pylist()
+    except (ray.exceptions.RayError, RuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[-1][:300]
+        raise StageFailed(
+            f"the writer {config.model} stopped: {reason}. What is written is kept: mend the cause and run again."
+        ) from error
 
 
 def one_line(reply: str) -> str:
@@ -68,37 +78,46 @@ def one_line(reply: str) -> str:
     return next((line.strip("\"'\u201c\u201d`* ") for line in lines if line), "")
 
 
-class PromptWriter:
-    """Turns DRAFTS into tokenised chat prompts with their sampling; an over-long one is marked and not asked."""
+class QueryWriter:
+    """An actor with an engine that writes a query for each draft."""
 
-    def __init__(self, *, model: str, config: WriterConfig, seed: int) -> None:
+    def __init__(self, model: str, config: WriterConfig, seed: int) -> None:
         from transformers import AutoTokenizer
 
-        self.tokenizer = AutoTokenizer.from_pretrained(model)
+        self.model = model
         self.config = config
         self.seed = seed
+        self.tokens = PromptTokens(AutoTokenizer.from_pretrained(model))
+        self.engine: Engine | None = None
 
-    def __call__(self, drafts: pa.Table) -> pa.Table:
-        """One row for each draft, in their order."""
-        return pa.Table.from_pylist([self._row(draft) for draft in drafts.to_pylist()])
+    async def __call__(self, drafts: pa.Table) -> pa.Table:
+        """A row of draft, query and fault for each of DRAFTS, in their order."""
+        if self.engine is None:
+            self.engine = Engine(model=self.model, config=self.config.engine, task="generate")
+        rows = drafts.to_pylist()
+        found, _ = await answered(self.engine, [self._write(self.engine, draft) for draft in rows])
+        return pa.Table.from_pylist(
+            [
+                {"draft": draft["draft"], "query": "", "fault": reason_of(f"{type(said).__name__}: {said}")}
+                if isinstance(said, Exception)
+                else {"draft": draft["draft"], **said}
+                for draft, said in zip(rows, found, strict=True)
+            ]
+        )
 
-    def _row(self, draft: Mapping[str, Any]) -> Row:
+    async def _write(self, engine: Engine, draft: Row) -> tuple[dict[str, str], Usage]:
+        from vllm import SamplingParams
+
         about = f"{_ABOUT[draft['origin']]}\n\n{draft['text'][:_MAX_CHARACTERS]}\n\n{_TASKS[draft['style']]}"
-        asked = [{"role": "system", "content": _SYSTEM}, {"role": "user", "content": about}]
-        text = self.tokenizer.apply_chat_template(asked, tokenize=False, add_generation_prompt=True)
-        token_ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return {
-            "draft": draft["draft"],
-            "tokenized_prompt": token_ids,
-            "sampling_params": {
-                "max_tokens": self.config.max_new_tokens,
-                "temperature": self.config.temperature,
-                "seed": int(content_id(str(self.seed), str(draft["draft"])), 16) % 2**31,
-                "detokenize": False,
-            },
-            ERROR: over_long(len(token_ids), self.config.engine, num_new=self.config.max_new_tokens),
-        }
-
-
-def _pick_tokens(row: Row) -> Row:
-    return {"draft": row["draft"], "tokens": [int(token) for token in row["generated_tokens"]]}
+        token_ids = self.tokens.of_chat([{"role": "system", "content": _SYSTEM}, {"role": "user", "content": about}])
+        too_long = over_long(len(token_ids), self.config.engine, num_new=self.config.max_new_tokens)
+        if too_long:
+            return {"query": "", "fault": reason_of(too_long)}, Usage()
+        params = SamplingParams(
+            max_tokens=self.config.max_new_tokens,
+            temperature=self.config.temperature,
+            seed=int(content_id(str(self.seed), str(draft["draft"])), 16) % 2**31,
+        )
+        output = await engine.generate(token_ids, params)
+        said = output.outputs[0]
+        return {"query": one_line(said.text), "fault": ""}, usage_of(output, num_generated=len(said.token_ids))
