@@ -48,6 +48,7 @@ LIGHT = (
     "capacity",
     "capacity_table",
     "plan",
+    "cli_plan",
     "batch",
     "cli",
 )
