@@ -31,7 +31,7 @@ LAYERS = (
     ("sources.rerank_report", "sources.headline_report", "parity"),
     ("export", "recipes"),
     ("plan",),
-    ("running", "batch"),
+    ("running", "batch", "cli_plan"),
     ("cli",),
 )
 LAYER_OF = {room: layer for layer, rooms in enumerate(LAYERS) for room in rooms}
