@@ -33,7 +33,7 @@ from preceptor.recipe import POLICY_DIR
 from preceptor.record import begin
 from preceptor.running import ray_cluster
 
-DIMENSIONS = ("role", "place")
+DIMENSIONS = ("role", "skills", "place", "pay")
 SIZES = (10_000, 100_000, 1_000_000)
 
 
@@ -57,8 +57,8 @@ class Clock:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, nargs="+", default=SIZES, help="sizes (default: 10^4, 10^5, 10^6 rows)")
-    parser.add_argument("--latency-s", type=float, default=0.25, help="seconds a block takes the stub (default: 0.25)")
-    parser.add_argument("--pairs-per-block", type=int, default=256)
+    parser.add_argument("--latency-s", type=float, default=0.1, help="seconds a block takes the stub (default: 0.1)")
+    parser.add_argument("--pairs-per-block", type=int, default=64)
     parser.add_argument("--actors", type=int, default=4, help="stub engines (default: 4)")
     parser.add_argument("--rounds", type=int, default=3, help="rounds; the medians are over them (default: 3)")
     parser.add_argument("--one", type=int, metavar="ROWS", help="measure this size here and print JSON")
