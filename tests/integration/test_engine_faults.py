@@ -18,7 +18,7 @@ from preceptor.policy import load_policy
 from preceptor.recipe import POLICY_DIR, EngineConfig, JudgeConfig
 from preceptor.record import Record
 
-pytestmark = [pytest.mark.integration, pytest.mark.vllm]
+pytestmark = [pytest.mark.integration, pytest.mark.vllm, pytest.mark.slow]
 
 NUM_PAIRS = 24
 PAIRS_PER_BLOCK = 4

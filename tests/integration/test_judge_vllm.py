@@ -115,7 +115,7 @@ def test_hosted_logits_are_those_of_the_checkpoint_in_transformers(local_ray: An
         judge_id="teacher", checkpoint=found, dimensions=(), engine=EngineConfig(dtype="float32", batch_size=4)
     )
 
-    @ray.remote(runtime_env={"env_vars": dict(judge.workers.env)})
+    @ray.remote(max_calls=1, runtime_env={"env_vars": dict(judge.workers.env)})
     def ask(table: pa.Table) -> Any:
         return asyncio.run(ask_opened(table))
 
