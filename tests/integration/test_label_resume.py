@@ -135,7 +135,7 @@ def is_running(process: psutil.Process) -> bool:
 
 
 def is_worker(process: psutil.Process) -> bool:
-    return process.name().startswith("ray::")
+    return process.name().startswith("ray::MapWorker")
 
 
 @pytest.mark.parametrize("victim", ["driver", "cluster"])
