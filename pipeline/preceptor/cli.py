@@ -10,9 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from preceptor.cli_plan import add_plan
 from preceptor.errors import PreceptorError, RecipeError
 from preceptor.plan import choose, make_plan
-from preceptor.recipe import POLICY_DIR, Recipe
+from preceptor.recipe import POLICY_DIR, CorporaConfig, Recipe
 from preceptor.recipes import SHIPPED, find_recipe, with_data
 
 _EPILOG: Final = """\
@@ -22,10 +23,27 @@ examples:
   preceptor run demo --root runs/demo --from distill   from one stage on
   preceptor run jobmatch --root runs/jobmatch --data DIR
   preceptor run demo --root runs/mine --judge openai --base-url http://127.0.0.1:8000/v1 --judge-model NAME
+  preceptor generate examples/own_corpora.py:recipe --root runs/own
   preceptor label demo --root runs/mine --judge openai --base-url URL --version v2 --dry-run
+  preceptor batch export demo --root runs/mine --judge openai --base-url URL --out requests.jsonl
+  preceptor batch import demo output.jsonl errors.jsonl --root runs/mine --judge openai --base-url URL
   preceptor score --bundle runs/demo/export/v1/bundle --pairs pairs.parquet --out scores.parquet
   preceptor serve --bundle runs/demo/export/v1/bundle
   preceptor policy lint policy/job_match
+  preceptor plan cluster --pairs 1e6 1e9               hours, money and bytes of labelling, on paper
+"""
+
+_PLAN_EPILOG: Final = """\
+examples:
+  preceptor plan cluster --pairs 1e6 1e8 1e9
+  preceptor plan cluster --pairs 1e9 --labeller judge --replicas 64 --usd-per-gpu-hour 1.1
+  preceptor plan cluster --pairs 1e9 --pair-tokens 900 --prompt-tokens-per-s 6200 --cached-share 0.85
+
+what to replace first, because the default is an assumption and the result is proportional to it:
+  --prompt-tokens-per-s    what bench/label_throughput.py prints on your GPUs
+  --pair-tokens            the mean of your pairs; the default is the synthetic market's
+  --usd-per-gpu-hour       what you pay
+The formulas, and what of this was measured: docs/scale.md.
 """
 
 
@@ -53,7 +71,17 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
     _add_run(commands.add_parser("run", help="run a recipe's stages; finished ones are skipped"))
+    _add_generate(commands.add_parser("generate", help="make pairs worth labelling out of your own corpora"))
     _add_label(commands.add_parser("label", help="label a recipe's pool, or say what that would ask"))
+    _add_batch(commands.add_parser("batch", help="ask an endpoint through OpenAI batch files"))
+    add_plan(
+        commands.add_parser(
+            "plan",
+            help="what labelling so many pairs takes: hours, money, bytes",
+            epilog=_PLAN_EPILOG,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+    )
     _add_score(commands.add_parser("score", help="score a file of pairs with a bundle"))
     _add_serve(commands.add_parser("serve", help="serve a bundle over HTTP with Ray Serve"))
     _add_policy(commands.add_parser("policy", help="check or show a policy"))
@@ -70,6 +98,17 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_run)
 
 
+def _add_generate(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Make pairs out of a recipe's corpora of postings and profiles: the stage `corpus` of `preceptor run`. Columns "
+        "are checked, personal data masked, repeats dropped, queries written, candidates found and chosen by predicted "
+        "grade. corpus/VERSION/table.md says what was kept and why the rest was dropped. Run again, it resumes."
+    )
+    _add_recipe(parser)
+    parser.add_argument("--dry-run", action="store_true", help="print what would be read, run nothing")
+    parser.set_defaults(run=_generate)
+
+
 def _add_label(parser: argparse.ArgumentParser) -> None:
     parser.description = (
         "Label a recipe's pool with its judge: the stage `label` of `preceptor run`. Labels that an earlier version "
@@ -82,6 +121,32 @@ def _add_label(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_label)
 
 
+def _add_batch(parser: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    export = commands.add_parser("export", help="write what is to be asked as request files")
+    export.description = (
+        "Write one request for each pair and dimension, in files of at most 50,000 requests and 200 MB each."
+    )
+    _add_recipe(export)
+    export.add_argument("--out", type=Path, required=True, help="requests.jsonl; more files are requests-2.jsonl, ...")
+    export.set_defaults(run=_batch_export)
+    read = commands.add_parser("import", help="make labels of the results")
+    read.description = (
+        "Read output and error files of all tries together and run the stage on them, without asking anybody."
+    )
+    _add_recipe(read)
+    read.add_argument("results", type=Path, nargs="+", help="output and error files, JSON Lines")
+    read.add_argument(
+        "--retry", type=Path, metavar="FILE", help="first ask rows again that failed, expired or are missing"
+    )
+    read.set_defaults(run=_batch_import)
+    for command in (export, read):
+        command.add_argument("--stage", choices=("calibrate", "label"), default="label", help="whose pairs (label)")
+        command.add_argument(
+            "--top-logprobs", type=int, default=20, metavar="N", help="as many as the model gives (20); 0 for none"
+        )
+
+
 def _add_recipe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", help="a shipped recipe's name, or FILE.py:function")
     parser.add_argument("--root", type=Path, help="where stages are kept (default: runs/RECIPE)")
@@ -91,6 +156,10 @@ def _add_recipe(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--judge", choices=("openai",), help="label with an OpenAI-compatible endpoint")
     parser.add_argument("--base-url", help="the endpoint, such as http://127.0.0.1:8000/v1")
     parser.add_argument("--judge-model", help="the model's name at the endpoint")
+    parser.add_argument(
+        "--metrics-port", type=int, metavar="PORT", help="serve rows, rejects, tokens and cost to Prometheus meanwhile"
+    )
+    parser.add_argument("--metrics-host", default="127.0.0.1", help="interface for that (default: 127.0.0.1)")
 
 
 def _add_score(parser: argparse.ArgumentParser) -> None:
@@ -121,30 +190,82 @@ def _add_policy(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from preceptor.running import dry_run, run_steps
+    from preceptor.running import dry_run, run_steps, watching
 
     recipe = _recipe(arguments)
     root = (arguments.root or Path("runs") / recipe.name).resolve()
-    steps = choose(make_plan(recipe), only=arguments.only, start=arguments.start)
     if arguments.dry_run:
+        steps = choose(make_plan(recipe), only=arguments.only, start=arguments.start)
         print(dry_run(recipe, steps, root=root))
         return 0
-    run_steps(recipe, steps, root=root, serve=arguments.serve_examples)
+    with watching(host=arguments.metrics_host, port=arguments.metrics_port) as watch:
+        steps = choose(make_plan(recipe, watch=watch), only=arguments.only, start=arguments.start)
+        run_steps(recipe, steps, root=root, serve=arguments.serve_examples)
     shown = arguments.root or Path("runs") / recipe.name
     print(f"{recipe.name}: ok {shown / 'report.html'}")
     return 0
 
 
+def _generate(arguments: argparse.Namespace) -> int:
+    from preceptor.running import dry_run, run_steps
+
+    recipe = _recipe(arguments)
+    if not isinstance(recipe.source, CorporaConfig):
+        raise RecipeError(f"recipe {recipe.name} has no corpora of its own; see examples/own_corpora.py for one.")
+    root = (arguments.root or Path("runs") / recipe.name).resolve()
+    steps = choose(make_plan(recipe), only="corpus", start=None)
+    if arguments.dry_run:
+        print(dry_run(recipe, steps, root=root))
+        return 0
+    run_steps(recipe, steps, root=root)
+    print(f"generate: ok {root / 'corpus' / recipe.version}")
+    return 0
+
+
 def _label(arguments: argparse.Namespace) -> int:
-    from preceptor.running import label_dry_run, run_steps
+    from preceptor.running import label_dry_run, run_steps, watching
 
     recipe = _recipe(arguments)
     root = (arguments.root or Path("runs") / recipe.name).resolve()
     if arguments.dry_run:
         print(label_dry_run(recipe, root=root))
         return 0
-    run_steps(recipe, choose(make_plan(recipe), only="label", start=None), root=root)
+    with watching(host=arguments.metrics_host, port=arguments.metrics_port) as watch:
+        run_steps(recipe, choose(make_plan(recipe, watch=watch), only="label", start=None), root=root)
     print(f"label: ok {root / 'label' / recipe.version}")
+    return 0
+
+
+def _batch_export(arguments: argparse.Namespace) -> int:
+    from preceptor.batch import batch_export
+
+    recipe = _recipe(arguments)
+    print(
+        batch_export(
+            recipe,
+            root=(arguments.root or Path("runs") / recipe.name).resolve(),
+            out=arguments.out,
+            stage=arguments.stage,
+            top_logprobs=arguments.top_logprobs,
+        )
+    )
+    return 0
+
+
+def _batch_import(arguments: argparse.Namespace) -> int:
+    from preceptor.batch import batch_import
+
+    recipe = _recipe(arguments)
+    print(
+        batch_import(
+            recipe,
+            root=(arguments.root or Path("runs") / recipe.name).resolve(),
+            results=arguments.results,
+            retry=arguments.retry,
+            stage=arguments.stage,
+            top_logprobs=arguments.top_logprobs,
+        )
+    )
     return 0
 
 

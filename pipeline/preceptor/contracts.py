@@ -305,6 +305,16 @@ def iter_tables(path: Path, schema: pa.Schema) -> Iterator[pa.Table]:
         yield conform(read_parquet(file), schema, where=file)
 
 
+def iter_batches(path: Path, schema: pa.Schema, *, num_rows: int = 8192) -> Iterator[pa.Table]:
+    """Conforming tables of at most `num_rows` rows, for Parquet files that may be larger than memory."""
+    for file in parquet_files(path):
+        try:
+            for batch in pq.ParquetFile(file, page_checksum_verification=True).iter_batches(batch_size=num_rows):
+                yield conform(pa.Table.from_batches([batch]), schema, where=file)
+        except (pa.ArrowInvalid, OSError) as error:
+            raise _unreadable(file, error) from error
+
+
 def read_parquet(file: Path, *, columns: list[str] | None = None) -> pa.Table:
     """All of `file`, or `columns` of it; InputError where it is missing, cut short, damaged or not Parquet."""
     try:
@@ -312,9 +322,13 @@ def read_parquet(file: Path, *, columns: list[str] | None = None) -> pa.Table:
     except FileNotFoundError as error:
         raise InputError(f"{file}: no such file. Check the path.") from error
     except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(
-            f"{file}: not readable as Parquet ({_first_line(error)}). It may be cut short or damaged; write it again."
-        ) from error
+        raise _unreadable(file, error) from error
+
+
+def _unreadable(file: Path, error: BaseException) -> InputError:
+    return InputError(
+        f"{file}: not readable as Parquet ({_first_line(error)}). It may be cut short or damaged; write it again."
+    )
 
 
 def write_table(table: pa.Table, file: Path, schema: pa.Schema) -> Path:

@@ -43,6 +43,12 @@ class RejectCeilingError(PreceptorError):
     exit_code = 1
 
 
+class SpendCeilingError(PreceptorError):
+    """The money a recipe allows is spent and rows are left."""
+
+    exit_code = 1
+
+
 class GateFailed(PreceptorError):
     """The student missed a threshold of the gate: nothing is exported."""
 

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 from preceptor.contracts import parquet_files
 from preceptor.errors import InputError, RecipeError
 from preceptor.recipe import (
+    CorporaConfig,
     DistillConfig,
     HeadlinesConfig,
     JobmatchConfig,
@@ -24,6 +25,9 @@ from preceptor.recipe import (
     TeacherConfig,
 )
 from preceptor.record import DEV, Record, read_record
+
+if TYPE_CHECKING:
+    from preceptor.judge.watch import Watch
 
 Records = Mapping[str, Record]
 Run = Callable[[Records, Path], Record]
@@ -44,11 +48,11 @@ class Step:
     run: Run
 
 
-def make_plan(recipe: Recipe) -> tuple[Step, ...]:
-    """The steps of `recipe`, each after all it needs."""
+def make_plan(recipe: Recipe, *, watch: Watch | None = None) -> tuple[Step, ...]:
+    """The steps of `recipe`, each after all it needs. Those that ask a judge count their rows in `watch`."""
     steps = [_corpus(recipe)]
     if recipe.relevance is not None:
-        steps += _judge_first(recipe) if recipe.labeller == "judge" else _teacher_first(recipe)
+        steps += _judge_first(recipe, watch) if recipe.labeller == "judge" else _teacher_first(recipe, watch)
     if recipe.engagement is not None:
         steps += _engagement(recipe, recipe.engagement)
     if recipe.distill is not None:
@@ -111,6 +115,10 @@ def _corpus(recipe: Recipe) -> Step:
             from preceptor.sources.jobmatch import jobmatch
 
             return jobmatch(source, policy=recipe.policy, out=out)
+        if isinstance(source, CorporaConfig):
+            from preceptor.generate import generate
+
+            return generate(source, policy=recipe.policy, out=out)
         from preceptor.sources.headlines import headlines
 
         return headlines(source, out=out)
@@ -124,6 +132,9 @@ def _corpus_rows(recipe: Recipe) -> str:
         num_pairs = source.num_queries * source.documents_per_query
         num_shown = (source.num_requests + source.num_holdout_requests) * source.documents_per_request
         return f"{num_pairs:,} pairs, {num_shown:,} impressions (synthetic)"
+    if isinstance(source, CorporaConfig):
+        files = [file.source for file in (source.postings, source.profiles) if file is not None]
+        return f"{source.num_queries:,} queries of {source.candidates_per_query} candidates from {' and '.join(files)}"
     if not source.data.exists():
         return f"files in {source.data} (not found)"
     import pyarrow.parquet as pq
@@ -132,24 +143,31 @@ def _corpus_rows(recipe: Recipe) -> str:
     return f"{num_rows:,} rows in {source.data} (real)"
 
 
-def _judge_first(recipe: Recipe) -> list[Step]:
+def _judge_first(recipe: Recipe, watch: Watch | None) -> list[Step]:
     judge, teacher = recipe.judge, recipe.relevance
     assert judge is not None and teacher is not None
 
     def label(records: Records, out: Path) -> Record:
         from preceptor.judge import label
 
-        return label(judge, policy=recipe.policy, corpus=records["corpus"], calibration=records["calibrate"], out=out)
+        return label(
+            judge,
+            policy=recipe.policy,
+            corpus=records["corpus"],
+            calibration=records["calibrate"],
+            watch=watch,
+            out=out,
+        )
 
     return [
-        _calibrate_configured("calibrate", recipe, judge),
+        _calibrate_configured("calibrate", recipe, judge, watch),
         Step(name="label", needs=("corpus", "calibrate"), rows="pool pairs of split train", run=label),
         _relevance_teacher(recipe, teacher, needs=("corpus", "label")),
         _score("relevance_scores", "relevance_teacher", teacher, ("pool", "golden holdout")),
     ]
 
 
-def _teacher_first(recipe: Recipe) -> list[Step]:
+def _teacher_first(recipe: Recipe, watch: Watch | None) -> list[Step]:
     judge, teacher = recipe.judge, recipe.relevance
     assert judge is not None and teacher is not None
 
@@ -157,7 +175,7 @@ def _teacher_first(recipe: Recipe) -> list[Step]:
         from preceptor.judge import HostConfig, host
 
         wanted = HostConfig(sets=HOSTED_SETS, engine=judge.engine, max_reject_share=judge.max_reject_share)
-        return host(wanted, corpus=records["corpus"], teacher=records["relevance_teacher"], out=out)
+        return host(wanted, corpus=records["corpus"], teacher=records["relevance_teacher"], watch=watch, out=out)
 
     def calibrate(records: Records, out: Path) -> Record:
         from preceptor.judge import calibrate, stored_judge
@@ -168,6 +186,7 @@ def _teacher_first(recipe: Recipe) -> list[Step]:
             corpus=records["corpus"],
             teacher=records["relevance_scores"],
             judge=stored_judge(records["relevance_scores"], records["relevance_teacher"]),
+            watch=watch,
             out=out,
         )
 
@@ -181,12 +200,13 @@ def _teacher_first(recipe: Recipe) -> list[Step]:
             calibration=records["calibrate"],
             teacher=records["relevance_scores"],
             judge=stored_judge(records["relevance_scores"], records["relevance_teacher"]),
+            watch=watch,
             out=out,
         )
 
     judged = ("corpus", "relevance_teacher", "relevance_scores")
     return [
-        _calibrate_configured("zeroshot", recipe, judge),
+        _calibrate_configured("zeroshot", recipe, judge, watch),
         _relevance_teacher(recipe, teacher, needs=("corpus",)),
         Step(
             name="relevance_scores",
@@ -199,11 +219,11 @@ def _teacher_first(recipe: Recipe) -> list[Step]:
     ]
 
 
-def _calibrate_configured(name: str, recipe: Recipe, judge: JudgeConfig) -> Step:
+def _calibrate_configured(name: str, recipe: Recipe, judge: JudgeConfig, watch: Watch | None) -> Step:
     def run(records: Records, out: Path) -> Record:
         from preceptor.judge import calibrate
 
-        return calibrate(judge, policy=recipe.policy, corpus=records["corpus"], out=out)
+        return calibrate(judge, policy=recipe.policy, corpus=records["corpus"], watch=watch, out=out)
 
     return Step(name=name, needs=("corpus",), rows=f"about {judge.num_calibration_pairs:,} golden pairs", run=run)
 

@@ -15,6 +15,7 @@ from preceptor.recipe import (
     POLICY_DIR,
     BackboneConfig,
     Blend,
+    CorporaConfig,
     DistillConfig,
     EngineConfig,
     GateConfig,
@@ -44,6 +45,8 @@ def tiny() -> Recipe:
         warmup_steps=1,
         checkpoint_every=2,
     )
+    # Sharding is proved on one of the three models.
+    unsharded = replace(train, num_workers=1)
     teacher = TeacherConfig(backbone=backbone, train=train)
     return Recipe(
         name="tiny",
@@ -52,12 +55,12 @@ def tiny() -> Recipe:
         labeller="judge",
         judge=JudgeConfig(kind="fake", model="fake", floor=-1.0, max_reject_share=0.5, num_calibration_pairs=40),
         relevance=teacher,
-        engagement=teacher,
+        engagement=replace(teacher, train=unsharded),
         distill=DistillConfig(
             num_layers=2,
             mix=Mix(relevance=0.5, engagement=0.5),
             blend=Blend(relevance=0.7, click=0.2, apply=0.1),
-            train=train,
+            train=unsharded,
         ),
         gate=GateConfig(thresholds={}, num_bootstrap=100),
         check_vllm=False,
@@ -275,4 +278,6 @@ def with_data(recipe: Recipe, data: Path | None) -> Recipe:
         return recipe
     if isinstance(recipe.source, MarketConfig):
         raise RecipeError(f"recipe {recipe.name} makes its own data; --data goes with jobmatch or headlines.")
+    if isinstance(recipe.source, CorporaConfig):
+        raise RecipeError(f"recipe {recipe.name} names its corpora itself; --data goes with jobmatch or headlines.")
     return replace(recipe, source=replace(recipe.source, data=data))

@@ -12,17 +12,29 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from preceptor.contracts import GATE_REPORT, read_table
 from preceptor.errors import DriftError, InputError, JudgeRefused, PreceptorError, RecipeError
 from preceptor.plan import Step, execute, make_plan, status
-from preceptor.recipe import HeadlinesConfig, JobmatchConfig, MarketConfig, Recipe
+from preceptor.recipe import CorporaConfig, HeadlinesConfig, JobmatchConfig, MarketConfig, Recipe
 from preceptor.record import Record, read_record
+
+if TYPE_CHECKING:
+    from preceptor.judge.watch import Watch
 
 LOCAL_CPUS: Final = 8
 """Logical CPUs of a local cluster: fewer deadlock, because an engine and the stages around it hold one each."""
 
+# Of a local cluster. Eight idle workers started for nobody, what all processes say of themselves every few seconds, and
+# workers behind everything else in priority cost an engine on two cores 0.1 of one (bench/label_throughput.py).
+_QUIET_RAY: Final = {
+    "RAY_prestart_worker_first_driver": "0",
+    "RAY_enable_metrics_collection": "0",
+    "RAY_event_stats": "0",
+    "RAY_worker_niceness": "0",
+    "RAY_task_events_report_interval_ms": "0",
+}
 _WORKER_ENV: Final = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -44,6 +56,8 @@ def ray_cluster() -> Iterator[None]:
         ray.init(log_to_driver=False)
         yield
         return
+    for name, value in _QUIET_RAY.items():
+        os.environ.setdefault(name, value)
     # Ray's sockets live below this folder and their paths may hold 107 bytes at most, hence the system's own.
     folder = tempfile.mkdtemp(prefix="pcp")
     ray.init(
@@ -74,6 +88,20 @@ def _quieten() -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     # A logger below ray.llm gives itself a handler and a level of its own where ray.llm has no handler.
     logging.getLogger("ray.llm").addHandler(logging.NullHandler())
+
+
+@contextmanager
+def watching(*, host: str, port: int | None) -> Iterator[Watch | None]:
+    """What stages count their rows in, scraped at http://host:port/metrics while the body runs; None without a port."""
+    if port is None:
+        yield None
+        return
+    from preceptor.judge.watch import Watch, served
+
+    watch = Watch()
+    with served(watch, host=host, port=port) as url:
+        say(f"metrics at {url}")
+        yield watch
 
 
 def run_steps(recipe: Recipe, steps: Sequence[Step], *, root: Path, serve: bool = False) -> dict[str, Record]:
@@ -244,6 +272,13 @@ def notes(recipe: Recipe) -> tuple[str, ...]:
             "Occupations, postings and relevance judgements are real (O*NET, ESCO and their crosswalk; unlisted pairs "
             "count as grade 0, which is an assumption). Profiles are assembled from occupation descriptions.",
             "Impressions and clicks are simulated by a click model over the real texts: constructed, not human.",
+        )
+    if isinstance(recipe.source, CorporaConfig):
+        writer = recipe.source.writer
+        return (
+            "Postings and profiles are the user's own. "
+            f"Queries are synthetic, written by {'rule templates' if writer is None else writer.model}.",
+            "Pairs were chosen by grades predicted from similarity: guesses, not judgements.",
         )
     assert isinstance(recipe.source, HeadlinesConfig)
     return ("Headlines, impressions and clicks are real and were randomised (Upworthy Research Archive).",)

@@ -335,7 +335,7 @@ def test_an_openai_compatible_endpoint_is_the_judge(stages: Stages, recipes: Pat
     assert main(["run", f"{recipes}:few_pairs", "--root", str(root), *arguments]) == 0
 
     record = record_of(root, "calibrate")
-    assert record.metrics["judge_id"] == "openai:grader-9b"
+    assert record.metrics["judge_id"] == f"openai:grader-9b@127.0.0.1:{endpoint.server_port}/v1"
     names = load_policy(POLICY_DIR).rubric.names
     assert len(endpoint.asked) == record.metrics["num_pairs"] * len(names)
     assert {(asked["path"], asked["model"]) for asked in endpoint.asked} == {("/v1/chat/completions", "grader-9b")}

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
+import ray
 
 from preceptor.contracts import (
     GOLDEN,
@@ -19,7 +22,7 @@ from preceptor.contracts import (
     write_table,
 )
 from preceptor.errors import JudgeRefused
-from preceptor.judge import calibrate, label, score_hosted
+from preceptor.judge import HostedJudge, calibrate, label
 from preceptor.judge.hosted import read_checkpoint
 from preceptor.judge.replies import OVER_LONG
 from preceptor.ranker.text import prompt_token_ids
@@ -108,11 +111,18 @@ def test_hosted_logits_are_those_of_the_checkpoint_in_transformers(local_ray: An
             logits = model(input_ids=torch.tensor([ids])).logits[0].tolist()
         wanted[pair["pair_id"]] = {name: logits[where] for name, where in found.heads.items()}
 
-    got: dict[str, Any] = {}
-    for batch in score_hosted(checkpoint, rows_to_table(pairs, PAIRS), EngineConfig(dtype="float32", batch_size=4)):
-        assert not batch.rejects
-        assert not got.keys() & batch.logits.keys()
-        got.update(batch.logits)
+    judge = HostedJudge(
+        judge_id="teacher", checkpoint=found, dimensions=(), engine=EngineConfig(dtype="float32", batch_size=4)
+    )
+
+    @ray.remote(max_calls=1, runtime_env={"env_vars": dict(judge.workers.env)})
+    def ask(table: pa.Table) -> Any:
+        return asyncio.run(ask_opened(table))
+
+    async def ask_opened(table: pa.Table) -> Any:
+        return (await judge.open().grade(table)).logits
+
+    got = ray.get(ask.remote(rows_to_table(pairs, PAIRS)))
     assert got.keys() == wanted.keys()
     for pair_id, heads in wanted.items():
         for name, logits in heads.items():

@@ -1,4 +1,4 @@
-"""Labelling under SIGKILL: of the driver, and of a worker in the middle of a batch."""
+"""Labelling under SIGKILL: of a worker, of the driver, and of the whole local cluster."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,8 @@ import psutil
 import pytest
 
 from preceptor.contracts import LABELS, OVERALL, PAIRS, REJECTS, make_pair, read_table, rows_to_table, write_table
-from preceptor.judge import label
+from preceptor.judge import FakeJudge, label
+from preceptor.judge.replies import ENGINE_DIED, INCOMPLETE, Workers
 from preceptor.policy import load_policy
 from preceptor.recipe import POLICY_DIR, JudgeConfig
 from preceptor.record import Record
@@ -25,40 +29,34 @@ from preceptor.record import Record
 pytestmark = pytest.mark.integration
 
 POLICY = load_policy(POLICY_DIR)
-NUM_PAIRS = 300
 PAIRS_PER_BLOCK = 16
+PAIRS_PER_SHARD = 100
+NUM_ACTORS = 2
 
 CHILD = """
     import sys
-    from dataclasses import dataclass
     from pathlib import Path
-    from preceptor.judge import label
-    from preceptor.judge.judges import open_judge
-    from preceptor.policy import load_policy
-    from preceptor.recipe import POLICY_DIR
-    from test_label_resume import PAIRS_PER_BLOCK, fake_config, records
+    from preceptor.judge import FakeJudge, label
+    from preceptor.judge.replies import Workers
+    from preceptor.recipe import POLICY_DIR, JudgeConfig
+    from preceptor.record import Record
+    from preceptor.running import ray_cluster
 
-    @dataclass(frozen=True, kw_only=True)
-    class StallsHalfWay:
-        inner: object
-        judge_id: str
-        dimensions: tuple
-        heads: tuple = ()
-
-        def grade(self, pairs):
-            for number, answers in enumerate(self.inner.grade(pairs)):
-                if number == 10:
-                    print("half way", flush=True)
-                    sys.stdin.read()
-                yield answers
-
-    root = Path(sys.argv[1])
-    corpus, calibration = records(root)
-    fake = open_judge(fake_config(), load_policy(POLICY_DIR), teacher=None, model=None)
-    label(
-        fake_config(), policy=POLICY_DIR, corpus=corpus, calibration=calibration, pairs_per_block=PAIRS_PER_BLOCK,
-        judge=StallsHalfWay(inner=fake, judge_id=fake.judge_id, dimensions=fake.dimensions), out=root / "label" / "v1",
+    root, version = Path(sys.argv[1]), sys.argv[2]
+    judge = FakeJudge(
+        dimensions=("role", "place"), workers=Workers(num_actors=2, cpus=0.1), latency_s=0.1, log=root / "asked.log"
     )
+    record = dict(version="v1", fingerprint="f", config={})
+    corpus = Record(stage="market", path=root / "corpus", **record)
+    calibration = Record(
+        stage="calibrate", path=root, metrics={"judge_id": "fake", "passed": True}, policy_version=version, **record
+    )
+    config = JudgeConfig(kind="fake", model="m", floor=-1, max_reject_share=0.1, num_calibration_pairs=8)
+    with ray_cluster():
+        label(
+            config, policy=POLICY_DIR, corpus=corpus, calibration=calibration, pairs_per_block=16, pairs_per_shard=100,
+            judge=judge, out=root / "label" / "v1",
+        )
 """
 
 
@@ -70,18 +68,18 @@ def pool(num: int) -> list[dict[str, str]]:
     return [make_pair(f"query {n // 5}", "a welder", f"posting {n}", slice="s", split="train") for n in range(num)]
 
 
-def records(root: Path, judge_id: str = "fake:m") -> tuple[Record, Record]:
+def records(root: Path, judge_id: str = "fake") -> tuple[Record, Record]:
     """A corpus already written under `root`, and a passed calibration of `judge_id`."""
     calibration = Record(
         stage="calibrate",
         version="v1",
-        fingerprint="k0",
-        path=root / "calibrate" / "v1",
+        fingerprint="f",
+        path=root,
         config={},
         policy_version=POLICY.version,
         metrics={"judge_id": judge_id, "passed": True},
     )
-    return Record(stage="market", version="v1", fingerprint="c0", path=root / "corpus", config={}), calibration
+    return Record(stage="market", version="v1", fingerprint="f", path=root / "corpus", config={}), calibration
 
 
 def keys(out: Path) -> list[str]:
@@ -90,40 +88,95 @@ def keys(out: Path) -> list[str]:
     return [f"{row['pair_id']}/{row['dimension']}" for row in labels.to_pylist()] + rejects.column("id").to_pylist()
 
 
-def test_a_driver_killed_half_way_leaves_blocks_that_the_rerun_neither_loses_nor_repeats(tmp_path: Path) -> None:
-    write_table(rows_to_table(pool(NUM_PAIRS), PAIRS), tmp_path / "corpus" / "pairs" / "a.parquet", PAIRS)
-    out = tmp_path / "label" / "v1"
-    child = subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(CHILD), str(tmp_path)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=Path(__file__).parent,
+def stub(root: Path, **changes: Any) -> FakeJudge:
+    """A fake engine in Ray actors that writes down what it is asked."""
+    judge = FakeJudge(
+        dimensions=("role", "place"),
+        workers=Workers(num_actors=NUM_ACTORS, cpus=0.1),
+        latency_s=0.1,
+        log=root / "asked.log",
     )
-    assert child.stdin is not None and child.stdout is not None
-    assert child.stdout.readline() == "half way\n"
-    child.send_signal(signal.SIGKILL)
-    assert child.wait() == -signal.SIGKILL
-    child.stdin.close()
-    child.stdout.close()
-    before = {part: (part.stat().st_ino, part.stat().st_mtime_ns) for part in out.glob("*/part-*.parquet")}
-    assert before and not (out / "record.json").exists()
+    return replace(judge, **changes)
 
-    corpus, calibration = records(tmp_path)
-    record = label(
+
+def relabel(root: Path, judge: FakeJudge) -> Record:
+    corpus, calibration = records(root)
+    return label(
         fake_config(),
         policy=POLICY_DIR,
         corpus=corpus,
         calibration=calibration,
         pairs_per_block=PAIRS_PER_BLOCK,
-        out=out,
+        pairs_per_shard=PAIRS_PER_SHARD,
+        judge=judge,
+        out=root / "label" / "v1",
     )
-    wanted = [f"{pair['pair_id']}/{name}" for pair in pool(NUM_PAIRS) for name in (*POLICY.rubric.names, OVERALL)]
+
+
+def asked(root: Path) -> Counter[str]:
+    return Counter((root / "asked.log").read_text().split())
+
+
+def start_and_wait_for_blocks(root: Path, *, num_blocks: int) -> subprocess.Popen[bytes]:
+    """A driver with a cluster of its own that has written `num_blocks` blocks and goes on."""
+    child = subprocess.Popen([sys.executable, "-c", textwrap.dedent(CHILD), str(root), POLICY.version])
+    out = root / "label" / "v1"
+    while len([*out.glob("open/*/done-*.json"), *out.glob("shards/*.json")]) < num_blocks:
+        assert child.poll() is None, "the driver ended before it could be killed"
+        time.sleep(0.02)
+    return child
+
+
+def is_running(process: psutil.Process) -> bool:
+    try:
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
+
+
+def is_worker(process: psutil.Process) -> bool:
+    return process.name().startswith("ray::MapWorker")
+
+
+@pytest.mark.parametrize("victim", ["driver", "cluster"])
+def test_a_killed_driver_or_cluster_loses_at_most_the_block_each_worker_had(
+    victim: str, tmp_path: Path, local_ray: Any
+) -> None:
+    write_table(rows_to_table(pool(700), PAIRS), tmp_path / "corpus" / "pairs" / "a.parquet", PAIRS)
+    out = tmp_path / "label" / "v1"
+    child = start_and_wait_for_blocks(tmp_path, num_blocks=12)
+    family = [psutil.Process(child.pid), *psutil.Process(child.pid).children(recursive=True)]
+    for process in family if victim == "cluster" else family[:1]:
+        process.send_signal(signal.SIGKILL)
+    assert child.wait() == -signal.SIGKILL
+    # A killed driver leaves a cluster that ends itself a moment later: its workers must not write any more.
+    # A killed driver leaves a cluster behind. Its workers end with their driver, and only then must no block change.
+    while any(is_running(process) and is_worker(process) for process in family):
+        time.sleep(0.02)
+    for process in filter(is_running, family):
+        process.kill()
+    assert not (out / "record.json").exists()
+    closed = [out / "labels" / f"part-{record.stem}.parquet" for record in out.glob("shards/*.json")]
+    before = {part: part.stat().st_ino for part in closed}
+
+    assert relabel(tmp_path, stub(tmp_path)).rejected == {}
+    wanted = [f"{pair['pair_id']}/{name}" for pair in pool(700) for name in ("role", "place", OVERALL)]
     assert sorted(keys(out)) == sorted(wanted)
-    assert {part: (part.stat().st_ino, part.stat().st_mtime_ns) for part in before} == before
-    num_blocks = -(-NUM_PAIRS // PAIRS_PER_BLOCK)
-    assert record.metrics["num_blocks_computed"] == num_blocks - len(before) // 2
-    assert len(list(out.glob("labels/*.parquet"))) == num_blocks
+    assert {part: part.stat().st_ino for part in before} == before, "closed shards are left alone"
+    twice = {pair_id for pair_id, times in asked(tmp_path).items() if times > 1}
+    assert len(twice) <= NUM_ACTORS * PAIRS_PER_BLOCK
+    assert max(asked(tmp_path).values()) <= 2
+
+
+def test_a_pair_that_kills_every_worker_is_rejected_and_all_others_are_labelled(tmp_path: Path, local_ray: Any) -> None:
+    write_table(rows_to_table(pool(100), PAIRS), tmp_path / "corpus" / "pairs" / "a.parquet", PAIRS)
+    deadly = pool(100)[30]["pair_id"]
+    record = relabel(tmp_path, stub(tmp_path, latency_s=0.0, deadly=frozenset({deadly})))
+    wanted = [f"{pair['pair_id']}/{name}" for pair in pool(100) for name in ("role", "place", OVERALL)]
+    out = tmp_path / "label" / "v1"
+    assert sorted(keys(out)) == sorted(wanted)
+    assert record.rejected == {ENGINE_DIED: 2, INCOMPLETE: 1}
+    assert {row["id"].split("/")[0] for row in read_table(out / "rejects", REJECTS).to_pylist()} == {deadly}
 
 
 GRADE = json.dumps(
@@ -172,12 +225,11 @@ def killing_server() -> Iterator[str]:
     assert "killed" in state, "no worker was killed: the test did not test"
 
 
-def test_a_worker_killed_in_the_middle_of_a_batch_costs_no_row(
+def test_a_worker_killed_in_the_middle_of_a_block_costs_no_row(
     tmp_path: Path, killing_server: str, local_ray: Any
 ) -> None:
     pairs = pool(40)
     write_table(rows_to_table(pairs, PAIRS), tmp_path / "corpus" / "pairs" / "a.parquet", PAIRS)
-    corpus, calibration = records(tmp_path, judge_id="openai:m")
     config = JudgeConfig(
         kind="openai",
         model="m",
@@ -188,9 +240,16 @@ def test_a_worker_killed_in_the_middle_of_a_batch_costs_no_row(
         dimensions=("role", OVERALL),
         max_concurrency=4,
     )
+    corpus, calibration = records(tmp_path, judge_id=judge_id_of(config))
     out = tmp_path / "label" / "v1"
     record = label(
         config, policy=POLICY_DIR, corpus=corpus, calibration=calibration, pairs_per_block=PAIRS_PER_BLOCK, out=out
     )
     assert sorted(keys(out)) == sorted(f"{pair['pair_id']}/{name}" for pair in pairs for name in ("role", OVERALL))
     assert record.metrics["num_one_hot"] == record.num_rows_kept == 80
+
+
+def judge_id_of(config: JudgeConfig) -> str:
+    from preceptor.judge.judges import open_judge
+
+    return open_judge(config, POLICY, teacher=None, model=None).judge_id

@@ -21,19 +21,37 @@ LAYERS = (
     ("contracts",),
     ("record", "recipe"),
     ("policy", "evaluation.metrics", "contracts_doc"),
+    ("capacity",),
+    ("capacity_table",),
     ("market", "ranker"),
     ("sources", "judge"),
+    ("generate",),
     ("teachers", "student"),
     ("evaluation", "bundle", "feedback"),
     ("sources.rerank_report", "sources.headline_report", "parity"),
     ("export", "recipes"),
     ("plan",),
-    ("running",),
+    ("running", "batch", "cli_plan"),
     ("cli",),
 )
 LAYER_OF = {room: layer for layer, rooms in enumerate(LAYERS) for room in rooms}
 SERVE_MAY_IMPORT = {"preceptor.contracts", "preceptor.errors", "preceptor.bundle"}
-LIGHT = ("errors", "logits", "contracts", "contracts_doc", "record", "recipe", "recipes", "policy", "plan", "cli")
+LIGHT = (
+    "errors",
+    "logits",
+    "contracts",
+    "contracts_doc",
+    "record",
+    "recipe",
+    "recipes",
+    "policy",
+    "capacity",
+    "capacity_table",
+    "plan",
+    "cli_plan",
+    "batch",
+    "cli",
+)
 HEAVY = ("torch", "ray", "vllm", "transformers", "sklearn", "matplotlib", "openai", "datasets")
 MAX_LINES = 400
 

@@ -1,43 +1,25 @@
 from __future__ import annotations
 
-import asyncio
 import itertools
 import json
 import re
-import shutil
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from preceptor.contracts import (
-    GOLDEN,
     LABELS,
     OVERALL,
-    PAIRS,
     REJECTS,
-    make_pair,
-    read_table,
     rows_to_table,
-    write_table,
 )
-from preceptor.errors import InputError, JudgeRefused, PolicyError, RejectCeilingError, StageFailed
-from preceptor.judge import Answers, FakeJudge, Judge, Reply, calibrate, label
-from preceptor.judge.calibrate import calibration_rows
+from preceptor.errors import InputError, PolicyError
 from preceptor.judge.engine import over_long, reason_of
 from preceptor.judge.hosted import read_checkpoint
 from preceptor.judge.judges import open_judge, revision_of
-from preceptor.judge.label import label_forecast
-from preceptor.judge.openai_judge import Dialect, Endpoint, EndpointWorker, ask, open_client, wait_s
 from preceptor.judge.replies import (
     INCOMPLETE,
     NO_GRADE,
@@ -49,11 +31,11 @@ from preceptor.judge.replies import (
     rejected,
     restricted,
 )
-from preceptor.judge.reuse import Forecast
 from preceptor.logits import sigmoid, softmax
 from preceptor.policy import Rubric, load_policy
-from preceptor.recipe import POLICY_DIR, EngineConfig, JudgeConfig
+from preceptor.recipe import POLICY_DIR, EngineConfig
 from preceptor.record import Record
+from tests.unit.labelling import judge_config
 
 DIMENSIONS = ("role", "place", "quality")
 POLICY = load_policy(POLICY_DIR)
@@ -156,504 +138,6 @@ def test_engine_errors_are_counted_by_kind() -> None:
     assert reason_of("ValueError: prompt 17 is odd") == reason_of("ValueError: prompt 18 is odd")
 
 
-# ---------------------------------------------------------------- an endpoint that misbehaves
-
-
-def chat(content: str, tops: dict[str, float] | None = None) -> bytes:
-    listed = [{"token": token, "logprob": value, "bytes": None} for token, value in (tops or {}).items()]
-    logprobs = {"content": [{**listed[0], "top_logprobs": listed}]} if listed else None
-    choice = {
-        "index": 0,
-        "message": {"role": "assistant", "content": content},
-        "finish_reason": "length",
-        "logprobs": logprobs,
-    }
-    answer = {"id": "1", "object": "chat.completion", "created": 1, "model": "m", "choices": [choice]}
-    return json.dumps(answer).encode()
-
-
-Behaviour = Callable[[BaseHTTPRequestHandler, dict[str, Any]], None]
-
-
-def send(body: bytes, status: int = 200, *, claim: int | None = None, **headers: str) -> Behaviour:
-    def behave(handler: BaseHTTPRequestHandler, _: dict[str, Any]) -> None:
-        handler.send_response(status)
-        handler.send_header("content-type", "application/json")
-        handler.send_header("content-length", str(claim or len(body)))
-        # Said, not only done: a client that tried to use the connection again would count one fault more.
-        handler.send_header("connection", "close")
-        for name, value in headers.items():
-            handler.send_header(name.replace("_", "-"), value)
-        handler.end_headers()
-        handler.wfile.write(body)
-        handler.close_connection = True
-
-    return behave
-
-
-@contextmanager
-def endpoint(
-    *script: Behaviour, timeout_s: float = 20.0, max_attempts: int = 3
-) -> Iterator[tuple[Endpoint, list[Any]]]:
-    """A server on loopback that answers its n-th request as the n-th behaviour says, the last one for ever after."""
-    seen: list[dict[str, Any]] = []
-    lock = threading.Lock()
-
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
-
-        def do_POST(self) -> None:
-            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            with lock:
-                seen.append(body)
-                behave = script[min(len(seen), len(script)) - 1]
-            behave(self, body)
-
-        def log_message(self, *_: object) -> None:
-            return
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
-    thread.start()
-    try:
-        yield (
-            Endpoint(
-                base_url=f"http://127.0.0.1:{server.server_address[1]}/v1",
-                model="m",
-                api_key="none",
-                max_concurrency=4,
-                timeout_s=timeout_s,
-                max_attempts=max_attempts,
-                first_wait_s=0.001,
-            ),
-            seen,
-        )
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
-def asked(where: Endpoint, dialect: Dialect | None = None) -> dict[str, Any]:
-    async def run() -> dict[str, Any]:
-        async with open_client(where) as client:
-            return await ask(client, where, dialect or Dialect(), [{"role": "user", "content": "grade"}])
-
-    return asyncio.run(run())
-
-
-GOOD = send(chat("3", {"3": -0.3, " 3": -3.0, "2": -2.0, "I": -4.0}))
-
-
-def test_logprobs_become_masses_with_both_spellings_of_a_digit_added_up() -> None:
-    with endpoint(GOOD) as (where, seen):
-        found = asked(where)
-    assert found["masses"] == pytest.approx([0, 0, np.exp(-2.0), np.exp(-0.3) + np.exp(-3.0), 0])
-    assert (seen[0]["max_tokens"], seen[0]["logprobs"], seen[0]["temperature"]) == (1, True, 0)
-
-
-@pytest.mark.parametrize(
-    "fault",
-    [
-        send(b"{}", 429, retry_after="0"),
-        send(b"{}", 500),
-        send(b"{}", 503, retry_after="Fri, 01 Jan 1999 00:00:00 GMT"),
-        send(chat("3")[:40]),
-        send(chat("3")[:40], claim=4000),
-        send(b"<html>busy</html>"),
-        send(b'{"choices": []}'),
-    ],
-    ids=["429", "500", "503-dated", "cut-json", "cut-body", "html", "no-choice"],
-)
-def test_a_passing_fault_is_tried_again(fault: Behaviour) -> None:
-    with endpoint(fault, GOOD) as (where, seen):
-        found = asked(where)
-    assert (found["reason"], found["attempt"], len(seen)) == (None, 2, 2)
-
-
-def test_a_lasting_fault_is_rejected_with_its_reason_after_max_attempts() -> None:
-    with endpoint(send(b'{"error": {"message": "overloaded"}}', 500)) as (where, seen):
-        found = asked(where)
-    assert (found["masses"], found["reason"], found["attempt"], len(seen)) == (None, "http 500", 3, 3)
-    assert "overloaded" in found["raw"]
-
-
-def test_a_refusal_is_final() -> None:
-    with endpoint(send(b'{"error": {"message": "bad key"}}', 401)) as (where, seen):
-        found = asked(where)
-    assert (found["reason"], len(seen)) == ("http 401", 1)
-
-
-def test_a_server_that_never_answers_times_out() -> None:
-    release = threading.Event()
-    with endpoint(lambda *_: (release.wait(), None)[1], timeout_s=0.2, max_attempts=2) as (where, seen):
-        found = asked(where)
-        release.set()
-    assert (found["reason"], found["attempt"], len(seen)) == (TIMEOUT, 2, 2)
-
-
-def test_nobody_listening_is_a_reject_not_a_crash() -> None:
-    with endpoint(GOOD) as (where, _):
-        pass
-    assert asked(where)["reason"] == "connection lost"
-
-
-def test_a_server_that_only_knows_the_new_name_of_the_limit_is_asked_with_it() -> None:
-    def picky(handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
-        complaint = b'{"error": {"message": "max_tokens is unsupported, use max_completion_tokens"}}'
-        (send(complaint, 400) if "max_tokens" in body else GOOD)(handler, body)
-
-    dialect = Dialect()
-    with endpoint(picky) as (where, seen):
-        assert asked(where, dialect)["reason"] is None
-        assert asked(where, dialect)["attempt"] == 1
-    assert [sorted({"max_tokens", "max_completion_tokens"} & body.keys()) for body in seen] == [
-        ["max_tokens"],
-        ["max_completion_tokens"],
-        ["max_completion_tokens"],
-    ]
-
-
-def test_a_server_without_logprobs_gives_a_sure_grade() -> None:
-    def picky(handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
-        complaint = b'{"error": {"message": "logprobs are not supported"}}'
-        (send(complaint, 400) if "logprobs" in body else send(chat("2")))(handler, body)
-
-    with endpoint(picky) as (where, _):
-        assert asked(where)["masses"] == (0, 0, 1, 0, 0)
-
-
-def test_a_retry_waits_as_told_and_otherwise_below_a_doubling_bound() -> None:
-    assert wait_s(1, 7.0, first_s=0.5, draw=lambda: 1.0) == 7.0
-    assert wait_s(1, 3600.0, first_s=0.5, draw=lambda: 1.0) == 30.0
-    assert [wait_s(n, None, first_s=0.5, draw=lambda: 1.0) for n in (1, 2, 3, 20)] == [0.5, 1.0, 2.0, 30.0]
-    assert wait_s(3, None, first_s=0.5, draw=lambda: 0.25) == 0.5
-
-
-def test_a_worker_answers_every_pair_and_dimension_and_prose_is_no_grade() -> None:
-    def by_dimension(handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
-        question = body["messages"][-1]["content"]
-        (send(chat("The pay is fine.", {"The": -0.1})) if "\npay: " in question else GOOD)(handler, body)
-
-    pairs = pa.Table.from_pylist(pool(3))
-    with endpoint(by_dimension) as (where, seen):
-        worker = EndpointWorker(endpoint=where, policy=POLICY, dimensions=("role", "pay"))
-        rows = worker(pairs).to_pylist()
-    assert len(seen) == len({(row["pair_id"], row["dimension"]) for row in rows}) == 6
-    for row in rows:
-        reply = graded(row["pair_id"], row["dimension"], row["masses"], raw=row["raw"])
-        assert reply.reason == (NO_GRADE if row["dimension"] == "pay" else None)
-        assert reply.reason is None or reply.raw == "The pay is fine."
-
-
-# ---------------------------------------------------------------- stages
-
-
-def pool(num: int, *, per_query: int = 4, split: str = "train") -> list[dict[str, Any]]:
-    return [
-        make_pair(f"{split} query {n // per_query}", "a welder", f"posting {n}", slice="s", split=split)
-        for n in range(num)
-    ]
-
-
-def truth_of(pair_id: str) -> dict[str, int]:
-    grades = {name: FakeJudge(dimensions=(), judge_id="t").answer(pair_id, name) for name in POLICY.rubric.names}
-    chosen = {name: int(np.argmax(reply.probs or ())) for name, reply in grades.items()}
-    return {**chosen, OVERALL: POLICY.rubric.aggregate(chosen)}
-
-
-@pytest.fixture
-def corpus(tmp_path: Path) -> Record:
-    """A corpus whose constructed truth is what FakeJudge says."""
-    out = tmp_path / "corpus" / "v1"
-    write_table(rows_to_table(pool(40), PAIRS), out / "pairs" / "a.parquet", PAIRS)
-    rows = [
-        {**pair, "dimension": name, "grade": grade, "grader_id": "test", "reason": None, "policy_version": "v"}
-        for pair in pool(40, split="calibration")
-        for name, grade in truth_of(pair["pair_id"]).items()
-    ]
-    write_table(rows_to_table(rows, GOLDEN), out / "golden" / "a.parquet", GOLDEN)
-    return Record(stage="market", version="v1", fingerprint="c0", path=out, config={})
-
-
-def judge_config(**changes: Any) -> JudgeConfig:
-    defaults = {"floor": 0.6, "max_reject_share": 0.5, "num_calibration_pairs": 30}
-    return JudgeConfig(kind="fake", model="m", **{**defaults, **changes})
-
-
-GOOD_FAKE = FakeJudge(dimensions=POLICY.rubric.names, judge_id="good")
-
-
-def contrarian() -> FakeJudge:
-    pairs = pool(40, split="calibration")
-    known = {(pair["pair_id"], name): 4 - truth_of(pair["pair_id"])[name] for pair in pairs for name in ("role", "pay")}
-    return replace(GOOD_FAKE, judge_id="contrarian", known=known)
-
-
-def calibrated(corpus: Record, tmp_path: Path, judge: Judge, **changes: Any) -> Record:
-    out = tmp_path / "calibrate" / judge.judge_id
-    return calibrate(judge_config(**changes), policy=POLICY_DIR, corpus=corpus, judge=judge, out=out)
-
-
-def test_a_judge_that_agrees_passes_and_the_record_says_how_well(corpus: Record, tmp_path: Path) -> None:
-    record = calibrated(corpus, tmp_path, GOOD_FAKE)
-    metrics = record.metrics
-    assert set(metrics) == {
-        "kappa",
-        "kappa_low",
-        "kappa_high",
-        "floor",
-        "passed",
-        "num_pairs",
-        "confusion",
-        "per_dimension",
-        "label_mass",
-        "judge_id",
-    }
-    assert metrics["passed"] is True
-    assert metrics["num_pairs"] == 28, "whole groups of four, at most 30"
-    assert np.sum(metrics["confusion"]) == 28
-    assert metrics["per_dimension"] == pytest.approx(dict.fromkeys(POLICY.rubric.names, 1.0))
-    assert metrics["kappa_low"] <= metrics["kappa"] <= metrics["kappa_high"]
-
-
-def test_a_judge_under_the_floor_is_recorded_and_then_refused(corpus: Record, tmp_path: Path) -> None:
-    judge = contrarian()
-    record = calibrated(corpus, tmp_path, judge)
-    assert record.metrics["passed"] is False
-    out = tmp_path / "label" / "v1"
-    with pytest.raises(JudgeRefused) as refusal:
-        label(judge_config(), policy=POLICY_DIR, corpus=corpus, calibration=record, judge=judge, out=out)
-    message = str(refusal.value)
-    assert "\n" not in message
-    assert "contrarian" in message and "0.600" in message and f"{record.metrics['kappa']:.3f}" in message
-    assert "'role'" in message or "'pay'" in message
-    assert not out.exists()
-
-
-def test_a_calibration_of_another_judge_or_policy_does_not_count(corpus: Record, tmp_path: Path) -> None:
-    record = calibrated(corpus, tmp_path, GOOD_FAKE)
-    out = tmp_path / "label" / "v1"
-    with pytest.raises(JudgeRefused, match="Calibrate this judge first"):
-        label(judge_config(), policy=POLICY_DIR, corpus=corpus, calibration=record, judge=contrarian(), out=out)
-    stale = replace(record, policy_version="0.9.0+00000000")
-    with pytest.raises(JudgeRefused, match=r"0\.9\.0"):
-        label(judge_config(), policy=POLICY_DIR, corpus=corpus, calibration=stale, judge=GOOD_FAKE, out=out)
-
-
-def test_labelling_accounts_for_every_row_and_skips_when_done(corpus: Record, tmp_path: Path) -> None:
-    poisoned = pool(40)[5]["pair_id"]
-    judge = replace(GOOD_FAKE, poison=frozenset({poisoned}))
-    calibration = calibrated(corpus, tmp_path, judge)
-    args: dict[str, Any] = {"policy": POLICY_DIR, "corpus": corpus, "calibration": calibration, "judge": judge}
-    out = tmp_path / "label" / "v1"
-    record = label(judge_config(), **args, pairs_per_block=8, out=out)
-    labels, rejects = read_table(out / "labels", LABELS), read_table(out / "rejects", REJECTS)
-    keys = [f"{row['pair_id']}/{row['dimension']}" for row in labels.to_pylist()] + rejects.column("id").to_pylist()
-    wanted = {f"{pair['pair_id']}/{name}" for pair in pool(40) for name in (*POLICY.rubric.names, OVERALL)}
-    assert sorted(keys) == sorted(wanted)
-    assert {key.split("/")[0] for key in rejects.column("id").to_pylist()} == {poisoned}
-    assert (record.num_rows_in, record.num_rows_kept) == (len(wanted), labels.num_rows)
-    assert record.rejected == {NO_GRADE: 7, INCOMPLETE: 1}
-    assert label(judge_config(), **args, pairs_per_block=8, out=out) == replace(record, path=out)
-
-
-class Refusing:
-    """A judge that must not be asked."""
-
-    judge_id, dimensions, heads = "good", POLICY.rubric.names, ()
-
-    def grade(self, pairs: pa.Table) -> Iterator[Answers]:
-        raise AssertionError(f"asked again for {pairs.num_rows} pairs")
-
-
-class Quitting:
-    """A judge that stops after its first answers."""
-
-    judge_id, dimensions, heads = "good", POLICY.rubric.names, ()
-
-    def grade(self, pairs: pa.Table) -> Iterator[Answers]:
-        yield next(GOOD_FAKE.grade(pairs))
-
-
-def test_a_judge_that_stops_early_leaves_whole_blocks_that_a_rerun_keeps(corpus: Record, tmp_path: Path) -> None:
-    calibration = calibrated(corpus, tmp_path, GOOD_FAKE)
-    args: dict[str, Any] = {"policy": POLICY_DIR, "corpus": corpus, "calibration": calibration, "pairs_per_block": 8}
-    out = tmp_path / "label" / "v1"
-    with pytest.raises(StageFailed, match="168 rows unanswered"):
-        label(judge_config(), **args, judge=Quitting(), out=out)
-    before = {part: part.stat().st_ino for part in out.glob("*/part-*")}
-    assert len(before) == 4
-    record = label(judge_config(), **args, judge=GOOD_FAKE, out=out)
-    assert record.metrics["num_blocks_computed"] == 3
-    assert {part: part.stat().st_ino for part in before} == before
-
-
-def test_too_many_rejects_stop_the_stage_and_a_rerun_asks_nothing_again(corpus: Record, tmp_path: Path) -> None:
-    calibration = calibrated(corpus, tmp_path, GOOD_FAKE)
-    args: dict[str, Any] = {"policy": POLICY_DIR, "corpus": corpus, "calibration": calibration}
-    out = tmp_path / "label" / "v1"
-    poisoned = replace(GOOD_FAKE, poison_share=1.0)
-    with pytest.raises(RejectCeilingError, match=f"{NO_GRADE}: 280"):
-        label(judge_config(), **args, judge=poisoned, out=out)
-    assert not (out / "record.json").exists()
-    with pytest.raises(RejectCeilingError):
-        label(judge_config(), **args, judge=Refusing(), out=out)
-
-
-def test_rejects_that_a_new_try_may_cure_are_tried_again(corpus: Record, tmp_path: Path) -> None:
-    class Flaky:
-        judge_id, dimensions, heads = "good", POLICY.rubric.names, ()
-
-        def grade(self, pairs: pa.Table) -> Iterator[Answers]:
-            ids = pairs.column("pair_id").to_pylist()
-            replies = tuple(rejected(pair_id, name, TIMEOUT) for pair_id in ids for name in self.dimensions)
-            yield Answers(replies=replies, logits={})
-
-    calibration = calibrated(corpus, tmp_path, GOOD_FAKE)
-    args: dict[str, Any] = {"policy": POLICY_DIR, "corpus": corpus, "calibration": calibration}
-    out = tmp_path / "label" / "v1"
-    with pytest.raises(RejectCeilingError, match=TIMEOUT):
-        label(judge_config(), **args, judge=Flaky(), out=out)
-    assert label(judge_config(), **args, judge=GOOD_FAKE, out=out).rejected == {}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Counting(FakeJudge):
-    """A judge that remembers what it was asked."""
-
-    asked: list[tuple[str, str]] = field(default_factory=list)
-
-    def answer(self, pair_id: str, dimension: str) -> Reply:
-        self.asked.append((pair_id, dimension))
-        return super().answer(pair_id, dimension)
-
-
-def reworded(folder: Path, *, dimension: str) -> Path:
-    """A copy of the policy in which the first anchor of `dimension` is worded otherwise."""
-    shutil.copytree(POLICY_DIR, folder)
-    anchor = POLICY.rubric.dimension(dimension).anchors[0]
-    text = (folder / "rubric.toml").read_text()
-    assert text.count(anchor) == 1
-    (folder / "rubric.toml").write_text(text.replace(anchor, f"{anchor} (reworded)"))
-    return folder
-
-
-def labelled(corpus: Record, tmp_path: Path, judge: Judge, version: str, policy: Path = POLICY_DIR) -> Record:
-    """A version of the labels, calibrated and labelled under `policy`."""
-    calibration = calibrate(
-        judge_config(floor=-1.0),
-        policy=policy,
-        corpus=corpus,
-        judge=judge,
-        out=tmp_path / f"calibrate-{version}" / "v1",
-    )
-    out = tmp_path / "label" / version
-    return label(judge_config(), policy=policy, corpus=corpus, calibration=calibration, judge=judge, out=out)
-
-
-def label_set(record: Record) -> dict[tuple[str, str], dict[str, Any]]:
-    rows = read_table(record.path / "labels", LABELS).to_pylist()
-    assert len({(row["pair_id"], row["dimension"]) for row in rows}) == len(rows)
-    return {(row["pair_id"], row["dimension"]): row for row in rows}
-
-
-def test_rewording_a_dimension_asks_that_dimension_alone(corpus: Record, tmp_path: Path) -> None:
-    first = labelled(corpus, tmp_path, GOOD_FAKE, "v1")
-    policy = reworded(tmp_path / "policy", dimension="skills")
-    out = tmp_path / "label" / "v2"
-    assert label_forecast(GOOD_FAKE, policy=policy, corpus=corpus, out=out) == Forecast(
-        num_new=0, num_reused=40 * 6, num_stale=40
-    )
-
-    calibration = calibrate(
-        judge_config(), policy=policy, corpus=corpus, judge=GOOD_FAKE, out=tmp_path / "calibrate" / "v2"
-    )
-    judge = Counting(dimensions=POLICY.rubric.names, judge_id="good")
-    second = label(judge_config(), policy=policy, corpus=corpus, calibration=calibration, judge=judge, out=out)
-    assert sorted(judge.asked) == sorted((pair["pair_id"], "skills") for pair in pool(40))
-    assert second.metrics["num_rows_reused"] == 40 * 6
-    before, after = label_set(first), label_set(second)
-    assert after.keys() == before.keys()
-    assert all(after[row]["probs"] == pytest.approx(before[row]["probs"]) for row in before)
-    changed = {name for _, name in after if after[_, name]["prompt_hash"] != before[_, name]["prompt_hash"]}
-    assert changed == {"skills"}
-    assert {row["policy_version"] for row in after.values()} == {load_policy(policy).version}
-
-
-def test_new_pairs_are_all_that_is_asked_of_a_larger_pool(corpus: Record, tmp_path: Path) -> None:
-    first = labelled(corpus, tmp_path, GOOD_FAKE, "v1")
-    grown = replace(corpus, path=tmp_path / "corpus" / "v2", fingerprint="c1")
-    shutil.copytree(corpus.path, grown.path)
-    write_table(rows_to_table(pool(52)[40:], PAIRS), grown.path / "pairs" / "b.parquet", PAIRS)
-    forecast = label_forecast(GOOD_FAKE, policy=POLICY_DIR, corpus=grown, out=tmp_path / "label" / "v2")
-    assert forecast == Forecast(num_new=12 * 7, num_reused=40 * 7, num_stale=0)
-
-    judge = Counting(dimensions=POLICY.rubric.names, judge_id="good")
-    calibration = replace(first, metrics={"judge_id": "good", "passed": True})
-    out = tmp_path / "label" / "v2"
-    second = label(judge_config(), policy=POLICY_DIR, corpus=grown, calibration=calibration, judge=judge, out=out)
-    assert {pair_id for pair_id, _ in judge.asked} == {pair["pair_id"] for pair in pool(52)[40:]}
-    assert len(judge.asked) == 12 * 7
-    before, after = label_set(first), label_set(second)
-    assert len(after) == 52 * 8
-    assert all(after[row] == before[row] for row in before if row[1] != OVERALL)
-    # Derived anew, from probabilities that were stored in single precision.
-    assert all(after[row]["probs"] == pytest.approx(before[row]["probs"]) for row in before if row[1] == OVERALL)
-
-
-def test_what_another_judge_said_or_could_not_say_is_asked(corpus: Record, tmp_path: Path) -> None:
-    poisoned = pool(40)[5]["pair_id"]
-    labelled(corpus, tmp_path, replace(GOOD_FAKE, poison=frozenset({poisoned})), "v1")
-    other = Counting(dimensions=POLICY.rubric.names, judge_id="other")
-    assert labelled(corpus, tmp_path, other, "v2").metrics["num_rows_reused"] == 0
-    assert {pair["pair_id"] for pair in pool(40)} <= {pair_id for pair_id, _ in other.asked}
-
-    again = label_forecast(GOOD_FAKE, policy=POLICY_DIR, corpus=corpus, out=tmp_path / "label" / "v3")
-    assert again == Forecast(num_new=7, num_reused=39 * 7, num_stale=0)
-
-
-def test_a_finished_version_has_nothing_to_ask(corpus: Record, tmp_path: Path) -> None:
-    record = labelled(corpus, tmp_path, GOOD_FAKE, "v1")
-    forecast = label_forecast(GOOD_FAKE, policy=POLICY_DIR, corpus=corpus, out=record.path)
-    assert forecast == Forecast(num_new=0, num_reused=40 * 7, num_stale=0)
-
-
-def test_a_model_of_other_weights_is_another_judge(tmp_path: Path) -> None:
-    (tmp_path / "config.json").write_text("{}")
-    (tmp_path / "model.safetensors").write_bytes(bytes(3 * 2**20))
-    before = revision_of(str(tmp_path))
-    assert re.fullmatch("[0-9a-f]{8}", before) and revision_of(str(tmp_path)) == before
-    (tmp_path / "model.safetensors").write_bytes(bytes(3 * 2**20 - 1) + b"1")
-    assert revision_of(str(tmp_path)) != before
-    assert revision_of("nobody/has-this-model") == ""
-
-
-def test_calibration_needs_calibration_pairs_and_takes_whole_groups(corpus: Record, tmp_path: Path) -> None:
-    fewer = calibration_rows(corpus.path / "golden", num_pairs=9)
-    more = calibration_rows(corpus.path / "golden", num_pairs=20)
-    ids, larger = set(fewer.column("pair_id").to_pylist()), set(more.column("pair_id").to_pylist())
-    assert (len(ids), len(larger)) == (8, 20)
-    assert ids < larger, "a larger number extends the choice"
-    train = fewer.set_column(fewer.column_names.index("split"), GOLDEN.field("split"), pa.array(["train"] * len(fewer)))
-    write_table(train, tmp_path / "golden" / "a.parquet", GOLDEN)
-    with pytest.raises(InputError, match="no golden pair in split 'calibration'"):
-        calibration_rows(tmp_path / "golden", num_pairs=9)
-
-
-def test_labelling_a_split_that_is_not_there_names_those_that_are(corpus: Record, tmp_path: Path) -> None:
-    calibration = calibrated(corpus, tmp_path, GOOD_FAKE)
-    with pytest.raises(InputError, match="splits there: train"):
-        label(
-            judge_config(),
-            policy=POLICY_DIR,
-            corpus=corpus,
-            calibration=calibration,
-            judge=GOOD_FAKE,
-            splits=("holdout",),
-            out=tmp_path / "label" / "v1",
-        )
-
-
 # ---------------------------------------------------------------- which judge
 
 
@@ -682,3 +166,13 @@ def test_a_checkpoint_that_is_not_ours_is_named(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(InputError, match="preceptor_heads"):
         read_checkpoint(tmp_path)
+
+
+def test_a_model_of_other_weights_is_another_judge(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "model.safetensors").write_bytes(bytes(3 * 2**20))
+    before = revision_of(str(tmp_path))
+    assert re.fullmatch("[0-9a-f]{8}", before) and revision_of(str(tmp_path)) == before
+    (tmp_path / "model.safetensors").write_bytes(bytes(3 * 2**20 - 1) + b"1")
+    assert revision_of(str(tmp_path)) != before
+    assert revision_of("nobody/has-this-model") == ""

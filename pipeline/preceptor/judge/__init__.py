@@ -3,7 +3,7 @@
 from preceptor.judge.calibrate import calibrate
 from preceptor.judge.fake import FakeJudge
 from preceptor.judge.host import HostConfig, host, stored_judge
-from preceptor.judge.hosted import HostedBatch, score_hosted
+from preceptor.judge.hosted import HostedJudge
 from preceptor.judge.label import label
 from preceptor.judge.replies import Answers, Judge, Reply
 
@@ -11,12 +11,11 @@ __all__ = [
     "Answers",
     "FakeJudge",
     "HostConfig",
-    "HostedBatch",
+    "HostedJudge",
     "Judge",
     "Reply",
     "calibrate",
     "host",
     "label",
-    "score_hosted",
     "stored_judge",
 ]

@@ -1,271 +1,296 @@
-"""Judging in blocks of pairs that are written whole: what makes labelling resumable and exactly once.
+"""A block of pairs, answered whole by one worker: read, asked, retried, and written as parts of the open shard.
 
-A block is a run of pairs; its name is the hash of their ids, its parts are ``labels/part-NAME.parquet``, for a hosted
-teacher ``scores/part-NAME.parquet``, and, written last, ``rejects/part-NAME.parquet``. A block with all its
-parts is done. All open blocks flow through one stream of the judge, so that its engines start once.
+The parts of block N of a shard are ``open/SHARD/labels-N.parquet``, ``rejects-N.parquet``, for a hosted teacher
+``scores-N.parquet``, and, written last, ``done-N.json``. A worker that dies leaves no done file: the block is computed
+again. A block that was there at several deaths is asked pair by pair, and the pair that kills engines is rejected.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+import asyncio
+import json
+import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from preceptor.contracts import (
-    LABELS,
-    NUM_GRADES,
-    OVERALL,
-    PAIRS,
-    REJECTS,
-    TEACHER_SCORES,
-    content_id,
-    read_parquet,
-    rows_to_table,
-    write_table,
+from preceptor.contracts import LABELS, REJECTS, TEACHER_SCORES, rows_to_table, write_table
+from preceptor.judge.pool import Pool, Shard, read_block
+from preceptor.judge.replies import (
+    ASK,
+    ENGINE_DIED,
+    ENGINE_ERROR,
+    Answers,
+    Grader,
+    Judge,
+    Reply,
+    is_passing,
+    label_rows,
+    rejected,
+    score_rows,
+    with_overall,
 )
-from preceptor.errors import RejectCeilingError, StageFailed
-from preceptor.judge.judges import prompt_hashes
-from preceptor.judge.progress import Progress
-from preceptor.judge.replies import ASK, Answers, Judge, Reply, is_passing, label_rows, score_rows, with_overall
-from preceptor.judge.reuse import NOTHING, Asked, Earlier, Forecast, earlier_labels
+from preceptor.judge.reuse import NOTHING, Asked, Earlier, earlier_labels
+from preceptor.judge.tally import Tally, tally_of, tally_rows
 from preceptor.policy import Policy
-from preceptor.record import StageRun
+from preceptor.record import write_json
 
 RELEVANCE: Final = "relevance"
+MAX_DEATHS: Final = 2
+"""A block that was in work at this many deaths of its worker is asked pair by pair."""
+
+_RETRY_WAIT_S: Final = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Block:
-    """Some pairs (PAIRS) that are judged and written together."""
+class Work:
+    """What every block of a stage has in common. It travels to each worker once.
 
-    name: str
-    pairs: pa.Table
-
-    def part(self, out: Path, kind: str) -> Path:
-        """Its file of `kind`: labels, teacher_scores or rejects."""
-        return out / kind / f"part-{self.name}.parquet"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Tally:
-    """What lies in the parts of a stage: counts, the mean label mass and the overall grades' histogram."""
-
-    num_labels: int
-    rejected: dict[str, int]
-    label_mass: float
-    num_one_hot: int
-    overall_grades: list[int]
-    num_blocks_computed: int
-    num_rows_reused: int
-
-
-@dataclass(kw_only=True)
-class _Open:
-    """A block whose answers are still coming in."""
-
-    block: Block
-    waiting: set[tuple[str, str]]
-    replies: list[Reply] = field(default_factory=list)
-    logits: dict[str, Any] = field(default_factory=dict)
-
-
-def ordered(pairs: pa.Table) -> pa.Table:
-    """`pairs` without repeated pair_ids, those of one (query, profile) group next to each other."""
-    order = pairs.sort_by([("query_id", "ascending"), ("profile_id", "ascending"), ("pair_id", "ascending")])
-    ids = order.column("pair_id").to_numpy(zero_copy_only=False)
-    first = np.ones(len(ids), dtype=bool)
-    first[1:] = ids[1:] != ids[:-1]
-    return order.filter(pa.array(first))
-
-
-def blocks_of(pairs: pa.Table, *, pairs_per_block: int) -> list[Block]:
-    """`pairs` in blocks, in order; the same pairs always give the same blocks and names."""
-    slices = (pairs.slice(start, pairs_per_block) for start in range(0, pairs.num_rows, pairs_per_block))
-    return [Block(name=content_id(*part.column("pair_id").to_pylist()), pairs=part) for part in slices]
-
-
-def judge_blocks(
-    judge: Judge, blocks: Sequence[Block], *, run: StageRun, policy: Policy, max_reject_share: float
-) -> Tally:
-    """The tally of all `blocks`, after judging those that are not done and writing their parts under `run.out`.
-
-    Raises RejectCeilingError as soon as more than `max_reject_share` of all rows are certain to be rejects, and
-    StageFailed where the judge stops before the last answer; the parts written by then stay for a rerun.
+    `run_id` names this run of the driver, so that a block's deaths are counted within one run: a killed driver is no
+    fault of the block. Without a `policy` no labels are written: only a teacher's logits are wanted. `prompt_hashes` is
+    by dimension; `max_attempts` bounds the tries of a row whose failure may pass.
     """
-    done = {block.name for block in blocks if _is_done(block, run.out, judge)}
-    pending = [block for block in blocks if block.name not in done]
-    rows_per_pair = len(judge.dimensions) + (OVERALL not in judge.dimensions)
-    num_rows = rows_per_pair * sum(block.pairs.num_rows for block in blocks)
-    rejected: Counter[str] = Counter()
-    for block in blocks:
-        if block.name in done:
-            rejected.update(_reasons(block, run.out))
-    _hold_ceiling(rejected, num_rows, max_reject_share, judge)
-    num_reused = 0
-    if pending:
-        num_reused = _stream(
-            judge, pending, rejected, num_rows, run=run, policy=policy, max_reject_share=max_reject_share
-        )
-    return _tally(blocks, run.out, num_computed=len(pending), num_reused=num_reused)
+
+    stage: str
+    judge: Judge
+    policy: Policy | None
+    prompt_hashes: Mapping[str, str]
+    pool: Pool
+    out: Path
+    run_id: str
+    max_attempts: int
+
+    @property
+    def kinds(self) -> dict[str, pa.Schema]:
+        """The contract of each kind of part a block leaves."""
+        kinds = {} if self.policy is None else {"labels": LABELS}
+        return {**kinds, **({"scores": TEACHER_SCORES} if self.judge.heads else {}), "rejects": REJECTS}
+
+    def folder(self, shard: Shard) -> Path:
+        """Where the parts of `shard` lie while it is open."""
+        return self.out / "open" / shard.name
+
+    @property
+    def stop_file(self) -> Path:
+        """A file that tells the workers to take no further block."""
+        return self.out / "open" / "stop"
 
 
-def forecast(judge: Judge, blocks: Sequence[Block], *, out: Path, policy: Policy) -> Forecast:
-    """How many (pair, dimension) rows `judge_blocks` would ask anew, reuse, or ask again; it asks nothing."""
-    pending = [block for block in blocks if not _is_done(block, out, judge)]
-    known = _known(judge, pending, out=out, policy=policy)
-    num_rows = len(judge.dimensions) * sum(block.pairs.num_rows for block in blocks)
-    num_pending = len(judge.dimensions) * sum(block.pairs.num_rows for block in pending)
-    return Forecast(
-        num_new=num_pending - len(known.replies) - len(known.stale),
-        num_reused=num_rows - num_pending + len(known.replies),
-        num_stale=len(known.stale),
-    )
+@dataclass(frozen=True, kw_only=True)
+class Ticket:
+    """One block to answer."""
+
+    shard: Shard
+    block: int
 
 
-def _known(judge: Judge, pending: Sequence[Block], *, out: Path, policy: Policy) -> Earlier:
-    # A hosted teacher answers with its logits, which no earlier label holds.
-    if judge.heads or not pending:
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """A worker's word that it works on a block: the deaths before it, and which pairs died alone or are asked alone."""
+
+    run_id: str
+    deaths: int = 0
+    alone: str | None = None
+    poison: tuple[str, ...] = ()
+
+
+class BlockWorker:
+    """Answers blocks in one process, `at_once` of them at a time. The judge is opened when the first needs it."""
+
+    def __init__(self, work: Work, at_once: int) -> None:
+        self.work = work
+        self._gate = asyncio.Semaphore(at_once)
+        self._opening = asyncio.Lock()
+        self._grader: Grader | None = None
+        self._known: tuple[Shard, Earlier] | None = None
+
+    async def __call__(self, tickets: pa.Table) -> pa.Table:
+        """For each ticket (a row of shard, num_shards, block) its tally as JSON; empty where it was told to stop."""
+        found = []
+        for row in tickets.to_pylist():
+            # Ray begins several tickets of a task at once.
+            async with self._gate:
+                found.append(await self.answer(_ticket(row)))
+        texts = ["" if tally is None else json.dumps(tally.to_json()) for tally in found]
+        return tickets.append_column("tally", pa.array(texts, pa.string()))
+
+    async def answer(self, ticket: Ticket) -> Tally | None:
+        """The tally of a block, after its parts are written; None where the run is to stop."""
+        if self.work.stop_file.exists():
+            return None
+        done = done_file(self.work, ticket)
+        if done.is_file():
+            # Ray repeats a task whose result was lost with its worker.
+            return tally_of(json.loads(done.read_text()))
+        pairs = read_block(self.work.pool.file(ticket.shard), ticket.block)
+        known = self._known_of(ticket.shard)
+        wanted = _wanted(pairs, self.work.judge, known)
+        asking = _to_ask(pairs, wanted)
+        answers = Answers(replies=())
+        if asking.num_rows:
+            claim = _claimed(self.work, ticket)
+            answers = _complete(await self._ask(asking, ticket, claim), wanted)
+        held = _held(pairs, self.work.judge, known)
+        tally = _write(self.work, ticket, pairs, answers, held)
+        claim_file(self.work, ticket).unlink(missing_ok=True)
+        return tally
+
+    async def _ask(self, asking: pa.Table, ticket: Ticket, claim: Claim) -> Answers:
+        if claim.deaths < MAX_DEATHS:
+            return await self._patiently(asking)
+        gathered = Answers(replies=())
+        for row in range(asking.num_rows):
+            pair = asking.slice(row, 1)
+            pair_id = pair.column("pair_id")[0].as_py()
+            if pair_id in claim.poison:
+                names = pair.column(ASK)[0].as_py()
+                replies = tuple(
+                    rejected(pair_id, name, ENGINE_DIED, raw=f"{MAX_DEATHS + 1} engines", attempt=MAX_DEATHS + 1)
+                    for name in names
+                )
+                gathered = _joined(gathered, Answers(replies=replies))
+                continue
+            write_json(claim_file(self.work, ticket), asdict(replace(claim, alone=pair_id)))
+            gathered = _joined(gathered, await self._patiently(pair))
+        return gathered
+
+    async def _patiently(self, asking: pa.Table) -> Answers:
+        """Answers to all of `asking`; rows that failed for the moment have been tried `max_attempts` times."""
+        grader = await self._opened()
+        answers = await grader.grade(asking)
+        attempt = 1
+        while attempt < self.work.max_attempts:
+            failed = {(r.pair_id, r.dimension) for r in answers.replies if _may_be_tried(r, self.work.max_attempts)}
+            if not failed:
+                break
+            await asyncio.sleep(_RETRY_WAIT_S * 2 ** (attempt - 1) * random.random())
+            attempt += 1
+            again = await grader.grade(_to_ask(asking.drop_columns(ASK), failed))
+            kept = tuple(reply for reply in answers.replies if (reply.pair_id, reply.dimension) not in failed)
+            retried = tuple(replace(reply, attempt=max(reply.attempt, attempt)) for reply in again.replies)
+            answers = Answers(
+                replies=kept + retried, logits={**answers.logits, **again.logits}, usage=answers.usage + again.usage
+            )
+        return answers
+
+    def _known_of(self, shard: Shard) -> Earlier:
+        # Blocks come shard by shard: what is known of one is read once.
+        if self._known is None or self._known[0] != shard:
+            self._known = shard, known_of(self.work, shard)
+        return self._known[1]
+
+    async def _opened(self) -> Grader:
+        async with self._opening:
+            if self._grader is None:
+                self._grader = self.work.judge.open()
+        return self._grader
+
+
+def done_file(work: Work, ticket: Ticket) -> Path:
+    """The file that makes a block whole; it holds the block's tally."""
+    return work.folder(ticket.shard) / f"done-{ticket.block:05d}.json"
+
+
+def claim_file(work: Work, ticket: Ticket) -> Path:
+    """The file that says a worker has begun with the block."""
+    return work.folder(ticket.shard) / f"claim-{ticket.block:05d}.json"
+
+
+def part_file(work: Work, ticket: Ticket, kind: str) -> Path:
+    """The block's part of `kind`: labels, rejects or scores."""
+    return work.folder(ticket.shard) / f"{kind}-{ticket.block:05d}.parquet"
+
+
+def known_of(work: Work, shard: Shard) -> Earlier:
+    """What earlier versions know of `shard`. A hosted teacher answers with its logits, which no earlier label holds."""
+    if work.judge.heads:
         return NOTHING
-    pair_ids = {pair_id for block in pending for pair_id in block.pairs.column("pair_id").to_pylist()}
-    return earlier_labels(out, pair_ids=pair_ids, judge_id=judge.judge_id, prompt_hashes=prompt_hashes(judge, policy))
+    return earlier_labels(work.out, shard, judge_id=work.judge.judge_id, prompt_hashes=work.prompt_hashes)
 
 
-def _stream(
-    judge: Judge,
-    pending: Sequence[Block],
-    rejected: Counter[str],
-    num_rows: int,
-    *,
-    run: StageRun,
-    policy: Policy,
-    max_reject_share: float,
-) -> int:
-    """The number of rows that earlier versions answered, after the judge has answered the rest of the `pending` blocks.
-
-    Each block is written as soon as its last answer is in.
-    """
-    known = _known(judge, pending, out=run.out, policy=policy).replies
-    opened = {block.name: _opened(block, judge, known) for block in pending}
-    home = {pair_id: block.name for block in pending for pair_id in block.pairs.column("pair_id").to_pylist()}
-    for name in [name for name, block in opened.items() if not block.waiting]:
-        rejected.update(_write(opened.pop(name), judge, run=run, policy=policy))
-    if not opened:
-        return len(known)
-    progress = Progress(stage=run.stage, num_rows=sum(len(block.waiting) for block in opened.values()))
-    for answers in judge.grade(pa.concat_tables([_to_ask(block, judge) for block in opened.values()])):
-        progress.add(len(answers.replies), sum(reply.reason is not None for reply in answers.replies))
-        for name in _take(answers, opened, home):
-            rejected.update(_write(opened.pop(name), judge, run=run, policy=policy))
-            _hold_ceiling(rejected, num_rows, max_reject_share, judge)
-    progress.close()
-    if opened:
-        num_missing = sum(len(block.waiting) for block in opened.values())
-        raise StageFailed(f"{judge.judge_id} stopped with {num_missing} rows unanswered. Run the same command again.")
-    return len(known)
+def _ticket(row: Mapping[str, int]) -> Ticket:
+    return Ticket(shard=Shard(index=row["shard"], num_shards=row["num_shards"]), block=row["block"])
 
 
-def _opened(block: Block, judge: Judge, known: Mapping[Asked, Reply]) -> _Open:
-    rows = {(pair_id, name) for pair_id in block.pairs.column("pair_id").to_pylist() for name in judge.dimensions}
-    held = sorted(rows & known.keys())
-    return _Open(block=block, waiting=rows - known.keys(), replies=[known[row] for row in held])
+def _may_be_tried(reply: Reply, max_attempts: int) -> bool:
+    """Whether a failed row has tries left. A judge that tries by itself counts its own."""
+    return reply.reason is not None and is_passing(reply.reason) and reply.attempt < max_attempts
 
 
-def _to_ask(block: _Open, judge: Judge) -> pa.Table:
-    """The block's pairs that wait for something, with the dimensions each waits for."""
-    pairs = block.block.pairs
-    asks = [
-        [name for name in judge.dimensions if (pair_id, name) in block.waiting]
-        for pair_id in pairs.column("pair_id").to_pylist()
-    ]
+def _wanted(pairs: pa.Table, judge: Judge, known: Earlier) -> set[Asked]:
+    rows = {(pair_id, name) for pair_id in pairs.column("pair_id").to_pylist() for name in judge.dimensions}
+    return rows - known.replies.keys()
+
+
+def _held(pairs: pa.Table, judge: Judge, known: Earlier) -> list[Reply]:
+    rows = ((pair_id, name) for pair_id in pairs.column("pair_id").to_pylist() for name in judge.dimensions)
+    return [known.replies[row] for row in rows if row in known.replies]
+
+
+def _to_ask(pairs: pa.Table, wanted: set[Asked]) -> pa.Table:
+    """The pairs that have a row in `wanted`, with the dimensions to ask of each."""
+    names: dict[str, list[str]] = {}
+    for pair_id, name in sorted(wanted):
+        names.setdefault(pair_id, []).append(name)
+    asks = [names.get(pair_id, []) for pair_id in pairs.column("pair_id").to_pylist()]
     return pairs.append_column(ASK, pa.array(asks, type=pa.list_(pa.string()))).filter(pa.array(map(bool, asks)))
 
 
-def _take(answers: Answers, opened: dict[str, _Open], home: dict[str, str]) -> list[str]:
-    """The names of the blocks that `answers` completed. An answer that came before is dropped."""
-    for pair_id, logits in answers.logits.items():
-        if home[pair_id] in opened:
-            opened[home[pair_id]].logits[pair_id] = logits
-    complete = []
-    for reply in answers.replies:
-        block = opened.get(home[reply.pair_id])
-        if block is None or (reply.pair_id, reply.dimension) not in block.waiting:
-            continue
-        block.waiting.discard((reply.pair_id, reply.dimension))
-        block.replies.append(reply)
-        if not block.waiting:
-            complete.append(block.block.name)
-    return complete
+def _claimed(work: Work, ticket: Ticket) -> Claim:
+    """This worker's claim, after writing it: a claim of the same run that is still there means that its worker died."""
+    file = claim_file(work, ticket)
+    claim = Claim(run_id=work.run_id)
+    if file.is_file():
+        found = json.loads(file.read_text())
+        before = Claim(**{**found, "poison": tuple(found["poison"])})
+        if before.run_id == work.run_id:
+            poison = before.poison + ((before.alone,) if before.alone else ())
+            claim = Claim(run_id=work.run_id, deaths=before.deaths + 1, poison=poison)
+    write_json(file, asdict(claim))
+    return claim
 
 
-def _write(full: _Open, judge: Judge, *, run: StageRun, policy: Policy) -> Counter[str]:
-    """The reject reasons of a block, after writing its parts, rejects last."""
+def _complete(answers: Answers, wanted: set[Asked]) -> Answers:
+    """`answers` with exactly one reply for each row in `wanted`; a row the grader forgot is a reject like any other."""
+    found = {(reply.pair_id, reply.dimension): reply for reply in answers.replies}
+    forgotten = f"{ENGINE_ERROR}: no answer"
+    return replace(answers, replies=tuple(found.get(row) or rejected(*row, forgotten) for row in sorted(wanted)))
+
+
+def _joined(first: Answers, second: Answers) -> Answers:
+    return Answers(
+        replies=first.replies + second.replies,
+        logits={**first.logits, **second.logits},
+        usage=first.usage + second.usage,
+    )
+
+
+def _write(work: Work, ticket: Ticket, pairs: pa.Table, answers: Answers, held: Sequence[Reply]) -> Tally:
+    """The block's tally, after writing its parts, the done file last."""
+    replies = [*held, *answers.replies]
+    policy = work.policy
     labels, rejects = label_rows(
-        with_overall(policy.rubric, full.replies),
-        stage=run.stage,
-        judge_id=judge.judge_id,
-        policy_version=policy.version,
-        prompt_hashes=prompt_hashes(judge, policy),
+        replies if policy is None else with_overall(policy.rubric, replies),
+        stage=work.stage,
+        judge_id=work.judge.judge_id,
+        policy_version="" if policy is None else policy.version,
+        prompt_hashes=work.prompt_hashes,
     )
-    if judge.heads:
-        scores = rows_to_table(score_rows(full.logits, teacher=RELEVANCE), TEACHER_SCORES)
-        write_table(scores, full.block.part(run.out, "scores"), TEACHER_SCORES)
-    write_table(rows_to_table(labels, LABELS), full.block.part(run.out, "labels"), LABELS)
-    write_table(rows_to_table(rejects, REJECTS), full.block.part(run.out, "rejects"), REJECTS)
-    return Counter(row["reason"] for row in rejects)
-
-
-def _is_done(block: Block, out: Path, judge: Judge) -> bool:
-    kinds = ("labels", "rejects", "scores") if judge.heads else ("labels", "rejects")
-    if not all(block.part(out, kind).is_file() for kind in kinds):
-        return False
-    return not any(is_passing(reason) for reason in _reasons(block, out))
-
-
-def _reasons(block: Block, out: Path) -> list[str]:
-    return read_parquet(block.part(out, "rejects"), columns=["reason"]).column("reason").to_pylist()
-
-
-def _hold_ceiling(rejected: Counter[str], num_rows: int, max_reject_share: float, judge: Judge) -> None:
-    total = rejected.total()
-    if total <= max_reject_share * num_rows:
-        return
-    counts = ", ".join(f"{reason}: {count:,}" for reason, count in rejected.most_common())
-    raise RejectCeilingError(
-        f"{judge.judge_id}: {total:,} of {num_rows:,} rows rejected, over max_reject_share {max_reject_share:g} "
-        f"({counts}). Read rejects/, mend the cause and run again, or raise the share in the recipe."
+    rows: dict[str, Sequence[Mapping[str, Any]]] = {"labels": labels, "rejects": rejects}
+    if work.judge.heads:
+        rows["scores"] = score_rows(answers.logits, teacher=RELEVANCE)
+    for kind, schema in work.kinds.items():
+        write_table(rows_to_table(rows[kind], schema), part_file(work, ticket, kind), schema)
+    tally = tally_rows(
+        labels,
+        rejects,
+        num_pairs=pairs.num_rows,
+        num_asked=len(answers.replies),
+        num_reused=len(held),
+        usage=answers.usage,
     )
-
-
-def _tally(blocks: Sequence[Block], out: Path, *, num_computed: int, num_reused: int) -> Tally:
-    rejected: Counter[str] = Counter()
-    num_labels, num_one_hot, mass = 0, 0, 0.0
-    grades = np.zeros(NUM_GRADES, dtype=np.int64)
-    for block in blocks:
-        rejected.update(_reasons(block, out))
-        labels = read_parquet(block.part(out, "labels"), columns=["dimension", "grade", "probs", "label_mass"])
-        num_labels += labels.num_rows
-        mass += pc.sum(labels.column("label_mass")).as_py() or 0.0
-        overall = labels.filter(pc.equal(labels.column("dimension"), OVERALL)).column("grade").to_numpy()
-        grades += np.bincount(overall, minlength=NUM_GRADES)
-        probs = np.array(labels.column("probs").to_pylist()).reshape(-1, NUM_GRADES)
-        num_one_hot += int((probs.max(axis=1, initial=0.0) == 1.0).sum())
-    return Tally(
-        num_labels=num_labels,
-        rejected=dict(rejected),
-        label_mass=mass / num_labels if num_labels else 0.0,
-        num_one_hot=num_one_hot,
-        overall_grades=grades.tolist(),
-        num_blocks_computed=num_computed,
-        num_rows_reused=num_reused,
-    )
-
-
-def only_pairs(table: pa.Table) -> pa.Table:
-    """The PAIRS columns of a wider table."""
-    return table.select(PAIRS.names).cast(PAIRS)
+    write_json(done_file(work, ticket), tally.to_json())
+    return tally

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +14,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from preceptor.contracts import GOLDEN, LABELS, NUM_GRADES, OVERALL, content_id, read_table
+from preceptor.contracts import GOLDEN, LABELS, NUM_GRADES, OVERALL, PAIRS, content_id, read_table
 from preceptor.errors import InputError
 from preceptor.evaluation.metrics import bootstrap, confusion, quadratic_kappa
-from preceptor.judge.blocks import blocks_of, judge_blocks, only_pairs, ordered
 from preceptor.judge.judges import open_judge
+from preceptor.judge.pool import lay_pool
 from preceptor.judge.replies import Judge
+from preceptor.judge.shards import judge_pool
+from preceptor.judge.watch import Watch
 from preceptor.policy import load_policy
 from preceptor.recipe import JudgeConfig
 from preceptor.record import Record, begin
@@ -27,7 +30,6 @@ SPLIT: Final = "calibration"
 
 _NUM_BOOTSTRAP: Final = 1000
 _SEED: Final = 17
-_PAIRS_PER_BLOCK: Final = 64
 
 Grades = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
 
@@ -58,6 +60,7 @@ def calibrate(
     teacher: Record | None = None,
     model: str | None = None,
     judge: Judge | None = None,
+    watch: Watch | None = None,
     out: Path,
 ) -> Record:
     """The record of judging golden's calibration pairs; `metrics["passed"]` says whether the judge may label.
@@ -69,23 +72,32 @@ def calibrate(
     """
     loaded = load_policy(policy)
     inputs = {"corpus": corpus} if teacher is None else {"corpus": corpus, "teacher": teacher}
-    run = begin("calibrate", config, out=out, inputs=inputs, policy_version=loaded.version)
+    run = begin("calibrate", config.deciding, out=out, inputs=inputs, policy_version=loaded.version)
     if run.record is not None:
         return run.record
     golden = calibration_rows(corpus.path / "golden", num_pairs=config.num_calibration_pairs)
     device = judge if judge is not None else open_judge(config, loaded, teacher=teacher, model=model)
-    pairs = ordered(only_pairs(golden))
-    blocks = blocks_of(pairs, pairs_per_block=_PAIRS_PER_BLOCK)
-    tally = judge_blocks(device, blocks, run=run, policy=loaded, max_reject_share=config.max_reject_share)
-    labels = pa.concat_tables([read_table(block.part(run.out, "labels"), LABELS) for block in blocks])
+    pool = lay_pool([golden.select(PAIRS.names)], out / "pool", num_pairs=config.num_calibration_pairs)
+    tally = judge_pool(
+        device,
+        pool,
+        run=run,
+        policy=loaded,
+        max_reject_share=config.max_reject_share,
+        max_attempts=config.max_attempts,
+        max_cost_usd=config.max_cost_usd,
+        watch=watch,
+    )
+    shutil.rmtree(pool.path)
+    labels = read_table(out / "labels", LABELS)
     return run.finish(
-        num_rows_in=tally.num_labels + sum(tally.rejected.values()),
+        num_rows_in=tally.num_labels + tally.num_rejected,
         num_rows_kept=tally.num_labels,
         rejected=tally.rejected,
         metrics={
             **agreement_metrics(golden, labels, floor=config.floor),
-            "num_pairs": pairs.num_rows,
-            "label_mass": tally.label_mass,
+            "num_pairs": tally.num_pairs,
+            "label_mass": tally.label_mass / tally.num_labels if tally.num_labels else 0.0,
             "judge_id": device.judge_id,
         },
     )

@@ -1,176 +1,225 @@
-"""vLLM engines under Ray Data: the processor both vLLM judges share, and the stream of rows out of it.
+"""A vLLM engine inside the actor that asks it: prompts in, outputs out, and a watch that ends it when it stands still.
 
-Only `ray.data.llm` starts engines; a stage never calls ray.init, the job owns the cluster.
+An engine is AsyncLLM, whose core is a process of its own. Where the core dies or stalls, the actor ends: Ray starts
+another and gives it the same block. Only graders open engines; importing this module imports no vLLM.
 """
 
 from __future__ import annotations
 
+import asyncio
+import json
+import multiprocessing
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NoReturn, TypeVar
 
-import pyarrow as pa
-
-from preceptor.errors import StageFailed
-from preceptor.judge.replies import ENGINE_ERROR, OVER_LONG
+from preceptor.judge.replies import ENGINE_ERROR, OVER_LONG, Usage, Workers
 from preceptor.recipe import EngineConfig
 
-ERROR: Final = "__inference_error__"
-"""The column ray.data.llm reports a failed row in. A row that arrives with it set passes the engine untouched."""
-
-Row = dict[str, Any]
+Task = Literal["generate", "classify"]
+T = TypeVar("T")
 
 _CPU_BLOCK_TOKENS: Final = 32
-
-# Logical CPUs of the light actors around an engine: they idle while it works, and on a small local cluster whole CPUs
-# for them would leave none for the engine, which Ray waits for without an error.
-_LIGHT_CPUS: Final = 0.1
-
-# Measured: transformers with a tokenizer takes 455 MiB.
-_PREPARE_BYTES: Final = 600 * 2**20
+_WATCH_S: Final = 1.0
+_ENGINE_GONE: Final = 86
+"""Exit code of an actor whose engine died or stalled."""
 
 
-def run_engine(
-    pairs: pa.Table,
-    *,
-    model: str,
-    engine: EngineConfig,
-    task: Literal["generate", "classify"],
-    rows_per_pair: int,
-    prepare: type,
-    prepare_args: Mapping[str, Any],
-    finish: Callable[[Row], Row],
-    columns: Sequence[str],
-) -> Iterator[list[Row]]:
-    """Rows of `columns` and `ERROR`, streamed in batches as `engine` answers.
+class Engine:
+    """A running engine. `ask` may be called many times at once, on one event loop."""
 
-    `prepare` is a callable class, built once per replica with `prepare_args`. It turns an Arrow table of pairs
-    into another, `rows_per_pair` times as long, with ``tokenized_prompt``, `ERROR`, and ``sampling_params`` or
-    ``pooling_params``. `finish` picks what is wanted from an engine's output row; failed rows skip it and keep only the
-    columns that `prepare` made. Raises StageFailed where the engine cannot start or Ray gives up.
-    """
-    from ray.data import ActorPoolStrategy, TaskPoolStrategy
-    from ray.data.llm import build_processor, vLLMEngineProcessorConfig
+    def __init__(self, *, model: str, config: EngineConfig, task: Task) -> None:
+        os.environ.update(environment(model, config))
+        from vllm import AsyncEngineArgs
+        from vllm.v1.engine.async_llm import AsyncLLM
 
-    config = vLLMEngineProcessorConfig(
-        model_source=model,
-        task_type=task,
-        engine_kwargs=_engine_kwargs(engine),
-        runtime_env={"env_vars": _env_vars(model, engine)},
-        placement_group_config={"bundles": _bundles(engine)},
-        concurrency=(engine.num_replicas, engine.num_replicas),
-        batch_size=engine.batch_size,
-        should_continue_on_error=True,
-        chat_template_stage=False,
-        tokenize_stage=False,
-        detokenize_stage=False,
-        log_engine_metrics=False,
-    )
-    light = {"num_cpus": _LIGHT_CPUS, "compute": TaskPoolStrategy(size=engine.num_replicas)}
-    processor = build_processor(
-        config,
-        preprocess=_unchanged,
-        postprocess=finish,
-        preprocess_map_kwargs=light,
-        postprocess_map_kwargs=light,
-    )
-    # An engine hands its rows on block by block, so a block is one batch: a larger one holds finished rows back.
-    pairs_per_batch = max(1, engine.batch_size // rows_per_pair)
-    prepared = dataset_of(pairs, rows_per_block=pairs_per_batch).map_batches(
-        prepare,
-        fn_constructor_kwargs=dict(prepare_args),
-        batch_size=pairs_per_batch,
-        batch_format="pyarrow",
-        num_cpus=_LIGHT_CPUS,
-        memory=_PREPARE_BYTES,
-        compute=ActorPoolStrategy(size=engine.num_replicas),
-    )
-    return stream(processor(prepared), columns=[*columns, ERROR], what=f"engine of {Path(model).name}")
+        arguments = AsyncEngineArgs(model=model, **engine_arguments(config, task))
+        self.model = model
+        self.config = config
+        self.adapter = _adapter(config)
+        self._core = AsyncLLM.from_engine_args(arguments)
+        self._num_asked = 0
+        self._num_open = 0
+        self._opened_s = 0.0
+        self._busy_s = 0.0
+        self._moved_s = time.monotonic()
+        threading.Thread(target=self._watch, daemon=True, name="engine-watch").start()
 
+    async def generate(self, token_ids: Sequence[int], params: Any) -> Any:
+        """vLLM's RequestOutput for a prompt, `params` being SamplingParams."""
+        return await self._ask(
+            lambda number: self._core.generate(
+                {"prompt_token_ids": list(token_ids)}, params, number, lora_request=self.adapter
+            )
+        )
 
-def dataset_of(pairs: pa.Table, *, rows_per_block: int) -> Any:
-    """A Ray Dataset of `pairs` in order, in blocks of `rows_per_block`, with Ray Data's own progress bars off."""
-    import ray.data
+    async def encode(self, token_ids: Sequence[int], params: Any) -> Any:
+        """vLLM's PoolingRequestOutput for a prompt, `params` being PoolingParams."""
+        return await self._ask(
+            lambda number: self._core.encode(
+                {"prompt_token_ids": list(token_ids)}, params, number, lora_request=self.adapter
+            )
+        )
 
-    ray.data.DataContext.get_current().enable_progress_bars = False
-    starts = range(0, max(pairs.num_rows, 1), rows_per_block)
-    return ray.data.from_arrow([pairs.slice(start, rows_per_block) for start in starts])
+    def take_busy_s(self) -> float:
+        """Seconds with a request open since the last call."""
+        now_s = time.monotonic()
+        taken = self._busy_s + (now_s - self._opened_s if self._num_open else 0.0)
+        self._busy_s, self._opened_s = 0.0, now_s
+        return taken
 
+    async def _ask(self, start: Callable[[str], AsyncIterator[Any]]) -> Any:
+        from vllm.v1.engine.exceptions import EngineDeadError
 
-def stream(dataset: Any, *, columns: Sequence[str], what: str) -> Iterator[list[Row]]:
-    """The rows of `dataset`, block by block, with just `columns` (None where a row lacks one).
+        self._num_asked += 1
+        self._begin()
+        try:
+            async for output in start(str(self._num_asked)):
+                if output.finished:
+                    if getattr(output, "error", None):
+                        raise RuntimeError(f"the engine refused a request: {output.error}")
+                    return output
+        except EngineDeadError as error:
+            give_up(f"the engine of {Path(self.model).name} died ({error})")
+        finally:
+            self._end()
+        raise RuntimeError("the engine ended a request without an answer")
 
-    StageFailed, naming `what`, where Ray gives up.
-    """
-    import ray.exceptions
+    def _begin(self) -> None:
+        now_s = time.monotonic()
+        if not self._num_open:
+            self._opened_s = self._moved_s = now_s
+        self._num_open += 1
 
-    try:
-        for batch in dataset.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
-            present = batch.select([name for name in columns if name in batch.column_names])
-            yield [{name: row.get(name) for name in columns} for row in present.to_pylist()]
-    except (ray.exceptions.RayError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[-1][:300]
-        raise StageFailed(
-            f"{what} stopped: {reason}. Finished parts are kept: mend the cause and run the same command again."
-        ) from error
+    def _end(self) -> None:
+        self._num_open -= 1
+        self._moved_s = time.monotonic()
+        if not self._num_open:
+            self._busy_s += self._moved_s - self._opened_s
+
+    def _watch(self) -> None:
+        """End this process where requests are open and none has been answered for `stall_s` seconds."""
+        while True:
+            time.sleep(_WATCH_S)
+            still_s = time.monotonic() - self._moved_s
+            if self._num_open and still_s > self.config.stall_s:
+                give_up(f"the engine of {Path(self.model).name} has answered nothing for {still_s:.0f} s")
 
 
-def over_long(num_tokens: int, engine: EngineConfig, *, num_new: int) -> str:
-    """What to put in `ERROR` for a prompt of `num_tokens`: empty where it and `num_new` more fit the engine."""
-    limit = engine.max_model_len
-    return f"{OVER_LONG}: {num_tokens} tokens, limit {limit - num_new}" if num_tokens + num_new > limit else ""
+def give_up(why: str) -> NoReturn:
+    """End this actor and its engine's processes, so that Ray starts another actor and repeats what this one had."""
+    print(f"preceptor: {why}; starting another", file=sys.stderr, flush=True)
+    for child in multiprocessing.active_children():
+        # A core that stands still hears nothing softer.
+        child.kill()
+    os._exit(_ENGINE_GONE)
 
 
-def reason_of(error: str) -> str:
-    """A countable reason for the content of `ERROR`: 'over-long', or 'engine error' with the exception's class."""
-    kind = error.split(":", 1)[0]
-    return OVER_LONG if kind == OVER_LONG else f"{ENGINE_ERROR}: {kind}"
-
-
-def _engine_kwargs(engine: EngineConfig) -> dict[str, Any]:
-    kwargs: dict[str, Any] = {
-        "max_model_len": engine.max_model_len,
-        "max_num_batched_tokens": max(engine.max_num_batched_tokens, engine.max_model_len),
-        "max_num_seqs": 2 * engine.batch_size,
-        "enforce_eager": engine.enforce_eager,
-        "dtype": engine.dtype,
+def engine_arguments(config: EngineConfig, task: Task) -> dict[str, Any]:
+    """What vLLM is told of `config`."""
+    runner = {"runner": "generate"} if task == "generate" else {"runner": "pooling", "convert": "classify"}
+    arguments: dict[str, Any] = {
+        **runner,
+        "max_model_len": config.max_model_len,
+        "max_num_batched_tokens": max(config.max_num_batched_tokens, config.max_model_len),
+        "max_num_seqs": 2 * config.batch_size,
+        "enforce_eager": config.enforce_eager,
+        "dtype": config.dtype,
         "disable_log_stats": True,
-        # Rows that share a query and a profile are neighbours. Measured: the same logits, 61 instead of 45 pairs/s for
-        # a teacher of 6 layers on 2 cores.
         "enable_prefix_caching": True,
+        "max_logprobs": -1,
     }
-    if not engine.gpus_per_replica:
+    if not config.gpus_per_replica:
         # Prompts share their prefix in whole blocks: with vLLM's 128 tokens per block on CPU, each question would read
         # up to 127 tokens of its pair again.
-        kwargs["block_size"] = _CPU_BLOCK_TOKENS
-    if engine.gpus_per_replica > 1:
-        kwargs["tensor_parallel_size"] = engine.gpus_per_replica
-    return kwargs
+        arguments["block_size"] = _CPU_BLOCK_TOKENS
+    if config.gpus_per_replica > 1:
+        arguments |= {"tensor_parallel_size": config.gpus_per_replica, "distributed_executor_backend": "mp"}
+    if config.lora is not None:
+        arguments |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": _rank(config.lora)}
+    return arguments
 
 
-def _bundles(engine: EngineConfig) -> list[dict[str, float]]:
-    if engine.gpus_per_replica:
-        return [{"GPU": 1, "CPU": engine.cpus_per_replica}] * engine.gpus_per_replica
-    return [{"CPU": engine.cpus_per_replica}]
+def workers_of(model: str, config: EngineConfig) -> Workers:
+    """One actor for each engine of `config`; each works on `config.blocks_in_flight` blocks at once."""
+    return Workers(
+        num_actors=config.num_replicas,
+        cpus=config.cpus_per_replica,
+        gpus=config.gpus_per_replica,
+        blocks_in_flight=config.blocks_in_flight,
+        env=environment(model, config),
+        give_up_s=2 * config.stall_s + config.start_s,
+    )
 
 
-def _env_vars(model: str, engine: EngineConfig) -> dict[str, str]:
+def environment(model: str, config: EngineConfig) -> dict[str, str]:
+    """Environment variables of an engine's process."""
     env = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
-    if not engine.gpus_per_replica:
-        env["VLLM_CPU_KVCACHE_SPACE"] = str(engine.kv_cache_gib)
+    if not config.gpus_per_replica:
+        env["VLLM_CPU_KVCACHE_SPACE"] = str(config.kv_cache_gib)
         # Without this vLLM runs its CPU worker in one more process, which imports everything a third time.
         env["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-        env["OMP_NUM_THREADS"] = str(_num_threads(engine))
+        env["OMP_NUM_THREADS"] = str(_num_threads(config))
     if Path(model).is_dir():
         env["HF_HUB_OFFLINE"] = "1"
     return env
 
 
-def _num_threads(engine: EngineConfig) -> int:
+def over_long(num_tokens: int, config: EngineConfig, *, num_new: int) -> str:
+    """What is wrong with a prompt of `num_tokens`: empty where it and `num_new` more fit the engine."""
+    limit = config.max_model_len
+    return f"{OVER_LONG}: {num_tokens} tokens, limit {limit - num_new}" if num_tokens + num_new > limit else ""
+
+
+def reason_of(error: str) -> str:
+    """A countable reason for what went wrong: 'over-long', or 'engine error' with the exception's class."""
+    kind = error.split(":", 1)[0]
+    return OVER_LONG if kind == OVER_LONG else f"{ENGINE_ERROR}: {kind}"
+
+
+async def answered(engine: Engine, asks: Sequence[Awaitable[tuple[T, Usage]]]) -> tuple[list[T | Exception], Usage]:
+    """What each of `asks` gave, or the exception it failed with, and the sum of what they took.
+
+    They are started in order; a row that fails fails alone.
+    """
+
+    async def kept(ask: Awaitable[tuple[T, Usage]]) -> tuple[T | Exception, Usage]:
+        try:
+            return await ask
+        except Exception as error:
+            return error, Usage()
+
+    found = await asyncio.gather(*map(kept, asks))
+    return [value for value, _ in found], sum((usage for _, usage in found), Usage(busy_s=engine.take_busy_s()))
+
+
+def usage_of(output: Any, *, num_generated: int) -> Usage:
+    """The tokens that a vLLM output read, and those it wrote."""
+    return Usage(
+        num_prompt_tokens=len(output.prompt_token_ids),
+        num_cached_tokens=output.num_cached_tokens or 0,
+        num_generated_tokens=num_generated,
+    )
+
+
+def _adapter(config: EngineConfig) -> Any:
+    if config.lora is None:
+        return None
+    from vllm.lora.request import LoRARequest
+
+    return LoRARequest("adapter", 1, config.lora)
+
+
+def _rank(lora: str) -> int:
+    """The adapter's rank, rounded up to one vLLM knows."""
+    rank = int(json.loads((Path(lora) / "adapter_config.json").read_text())["r"])
+    return next((known for known in (8, 16, 32, 64, 128, 256, 320, 512) if known >= rank), rank)
+
+
+def _num_threads(config: EngineConfig) -> int:
     """Threads of a CPU engine: the CPUs it reserves, or all of this machine where it reserves the usual one."""
-    return int(engine.cpus_per_replica) if engine.cpus_per_replica > 1 else len(os.sched_getaffinity(0))
-
-
-def _unchanged(row: Row) -> Row:
-    return row
+    return int(config.cpus_per_replica) if config.cpus_per_replica > 1 else len(os.sched_getaffinity(0))

@@ -1,17 +1,21 @@
-"""A judge without a model, for tests and for trying a pipeline: the same pair always gets the same grade."""
+"""A judge without a model, for tests, benchmarks and trying a pipeline: the same pair always gets the same grade."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import asyncio
+import os
+import signal
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Final
 
 import pyarrow as pa
 
 from preceptor.contracts import NUM_GRADES, content_id
-from preceptor.judge.replies import NO_GRADE, Answers, Reply, asked_of, graded, pair_columns, rejected
+from preceptor.judge.replies import NO_GRADE, Answers, Reply, Workers, asked_of, graded, rejected
+from preceptor.policy import ANSWER
 
-_BATCH: Final = 16
 _CONFIDENCE: Final = 0.8
 _LABEL_MASS: Final = 0.95
 
@@ -20,7 +24,9 @@ _LABEL_MASS: Final = 0.95
 class FakeJudge:
     """Grades by content hash, or from `known` grades by (pair_id, dimension); pairs in `poison` get prose for a reply.
 
-    `poison_share` poisons that share of all other pairs, also by hash.
+    `poison_share` poisons that share of all other pairs, also by hash. With `workers` it answers in Ray actors, as an
+    engine does; a block takes `latency_s` seconds. A pair in `deadly` kills the process that asks about it. What is
+    asked goes to the file `log`, a line of pair ids for each block.
     """
 
     dimensions: tuple[str, ...]
@@ -29,14 +35,28 @@ class FakeJudge:
     poison: frozenset[str] = frozenset()
     poison_share: float = 0.0
     heads: tuple[str, ...] = ()
+    asking: str = ANSWER
+    workers: Workers | None = None
+    latency_s: float = 0.0
+    deadly: frozenset[str] = frozenset()
+    log: Path | None = None
 
-    def grade(self, pairs: pa.Table) -> Iterator[Answers]:
-        """Answers in the order of `pairs`, a few pairs at a time."""
-        read = pair_columns(pairs)
-        for start in range(0, read.num_rows, _BATCH):
-            batch = read.slice(start, _BATCH).to_pylist()
-            asked = [(pair["pair_id"], name) for pair in batch for name in asked_of(pair, self.dimensions)]
-            yield Answers(replies=tuple(self.answer(pair_id, name) for pair_id, name in asked), logits={})
+    def open(self) -> FakeJudge:
+        """Itself: there is nothing to start."""
+        return self
+
+    async def grade(self, pairs: pa.Table) -> Answers:
+        """Answers in the order of `pairs`."""
+        rows = pairs.to_pylist()
+        if self.log is not None:
+            with self.log.open("a") as file:
+                file.write(" ".join(pair["pair_id"] for pair in rows) + "\n")
+        if self.latency_s:
+            await asyncio.sleep(self.latency_s)
+        if any(pair["pair_id"] in self.deadly for pair in rows):
+            os.kill(os.getpid(), signal.SIGKILL)
+        asked = [(pair["pair_id"], name) for pair in rows for name in asked_of(pair, self.dimensions)]
+        return Answers(replies=tuple(self.answer(pair_id, name) for pair_id, name in asked))
 
     def answer(self, pair_id: str, dimension: str) -> Reply:
         """The reply for one pair and dimension; always the same."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,14 @@ import pyarrow as pa
 
 from preceptor.contracts import NUM_GRADES
 from preceptor.errors import InputError
-from preceptor.judge.engine import ERROR, Row, over_long, reason_of, run_engine
-from preceptor.judge.replies import Answers, graded, rejected
+from preceptor.judge.engine import Engine, answered, over_long, reason_of, usage_of, workers_of
+from preceptor.judge.replies import Answers, Reply, Usage, Workers, asked_of, graded, rejected
 from preceptor.logits import softmax
 from preceptor.ranker.text import prompt_token_ids
 from preceptor.recipe import EngineConfig
+from preceptor.record import Record
+
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,14 +34,6 @@ class Checkpoint:
 
 
 @dataclass(frozen=True, kw_only=True)
-class HostedBatch:
-    """Raw logits by pair_id and head, and (pair_id, reason, what was seen) of each pair that got none."""
-
-    logits: Mapping[str, Mapping[str, Sequence[float]]]
-    rejects: Sequence[tuple[str, str, str]]
-
-
-@dataclass(frozen=True, kw_only=True)
 class HostedJudge:
     """A relevance teacher as a judge: the softmax of each grade head in `dimensions`, with a label mass of 1."""
 
@@ -46,26 +41,80 @@ class HostedJudge:
     checkpoint: Checkpoint
     dimensions: tuple[str, ...]
     engine: EngineConfig
+    asking: str = ""
 
     @property
     def heads(self) -> tuple[str, ...]:
         """Every head of the checkpoint: their logits come along."""
         return tuple(self.checkpoint.heads)
 
-    def grade(self, pairs: pa.Table) -> Iterator[Answers]:
-        """Answers for `pairs`, with the raw logits they come from."""
-        for batch in score_hosted(self.checkpoint.path, pairs, self.engine):
-            replies = [
-                graded(pair_id, dimension, softmax(heads[dimension]))
-                for pair_id, heads in batch.logits.items()
-                for dimension in self.dimensions
-            ]
-            replies += [
-                rejected(pair_id, dimension, reason, raw=raw)
-                for pair_id, reason, raw in batch.rejects
-                for dimension in self.dimensions
-            ]
-            yield Answers(replies=tuple(replies), logits=batch.logits)
+    @property
+    def workers(self) -> Workers:
+        """An actor for each engine."""
+        return workers_of(str(self.checkpoint.path), self.engine)
+
+    def open(self) -> HostedGrader:
+        """The teacher with its engine running in this process."""
+        return HostedGrader(self)
+
+
+class HostedGrader:
+    """An engine in vLLM's pooling runner, and the tokenizer that makes the prompts the ranker was trained on."""
+
+    def __init__(self, judge: HostedJudge) -> None:
+        from transformers import AutoTokenizer
+
+        self.judge = judge
+        self.tokenizer = AutoTokenizer.from_pretrained(judge.checkpoint.path)
+        self.engine = Engine(model=str(judge.checkpoint.path), config=judge.engine, task="classify")
+
+    async def grade(self, pairs: pa.Table) -> Answers:
+        """Answers to `pairs`, with the raw logits of every head that they come from."""
+        rows = pairs.to_pylist()
+        found, usage = await answered(self.engine, [self._logits(pair) for pair in rows])
+        logits = {
+            pair["pair_id"]: {name: values[where] for name, where in self.judge.checkpoint.heads.items()}
+            for pair, values in zip(rows, found, strict=True)
+            if not isinstance(values, Exception)
+        }
+        replies = [
+            self._reply(pair["pair_id"], name, values)
+            for pair, values in zip(rows, found, strict=True)
+            for name in asked_of(pair, self.judge.dimensions)
+        ]
+        return Answers(replies=tuple(replies), logits=logits, usage=usage)
+
+    def _reply(self, pair_id: str, dimension: str, values: list[float] | Exception) -> Reply:
+        if isinstance(values, Exception):
+            seen = str(values) if isinstance(values, OverLong) else f"{type(values).__name__}: {values}"
+            return rejected(pair_id, dimension, reason_of(seen), raw=seen)
+        return graded(pair_id, dimension, softmax(values[self.judge.checkpoint.heads[dimension]]))
+
+    async def _logits(self, pair: Row) -> tuple[list[float], Usage]:
+        from vllm import PoolingParams
+
+        token_ids = prompt_token_ids(
+            self.tokenizer,
+            pair["query"],
+            pair["profile"],
+            pair["document"],
+            max_prefix_tokens=self.judge.checkpoint.max_prefix_tokens,
+            max_document_tokens=self.judge.checkpoint.max_document_tokens,
+        )
+        too_long = over_long(len(token_ids), self.judge.engine, num_new=0)
+        if too_long:
+            raise OverLong(too_long)
+        output = await self.engine.encode(token_ids, PoolingParams(task="classify", use_activation=False))
+        return [float(logit) for logit in output.outputs.data.float()], usage_of(output, num_generated=0)
+
+
+class OverLong(Exception):
+    """A prompt the engine has no room for."""
+
+
+def teacher_id(teacher: Record) -> str:
+    """The judge id of a trained teacher."""
+    return f"teacher:{teacher.fingerprint}"
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -93,69 +142,3 @@ def read_checkpoint(path: Path) -> Checkpoint:
         max_prefix_tokens=limits[0],
         max_document_tokens=limits[1],
     )
-
-
-def score_hosted(checkpoint: Path, pairs: pa.Table, engine: EngineConfig) -> Iterator[HostedBatch]:
-    """Raw logits of every head of `checkpoint` for `pairs` (columns pair_id, query, profile, document), streamed.
-
-    Each pair comes exactly once, with logits or as a reject. Raises StageFailed where the engine cannot run.
-    """
-    found = read_checkpoint(checkpoint)
-    batches = run_engine(
-        pairs.select(["pair_id", "query", "profile", "document"]),
-        model=str(checkpoint),
-        engine=engine,
-        task="classify",
-        rows_per_pair=1,
-        prepare=PairTokeniser,
-        prepare_args={"checkpoint": found, "engine": engine},
-        finish=pick_logits,
-        columns=("pair_id", "logits"),
-    )
-    for rows in batches:
-        failed = [row for row in rows if row[ERROR]]
-        yield HostedBatch(
-            logits={
-                row["pair_id"]: {name: row["logits"][where] for name, where in found.heads.items()}
-                for row in rows
-                if not row[ERROR]
-            },
-            rejects=[(row["pair_id"], reason_of(row[ERROR]), row[ERROR]) for row in failed],
-        )
-
-
-class PairTokeniser:
-    """Turns pairs into the token ids the ranker was trained on, cut as it cuts them."""
-
-    def __init__(self, *, checkpoint: Checkpoint, engine: EngineConfig) -> None:
-        from transformers import AutoTokenizer
-
-        self.tokenizer = AutoTokenizer.from_pretrained(checkpoint.path)
-        self.checkpoint = checkpoint
-        self.engine = engine
-
-    def __call__(self, pairs: pa.Table) -> pa.Table:
-        """One row per pair with its prompt; a prompt the engine has no room for is marked."""
-        return pa.Table.from_pylist([self._row(pair) for pair in pairs.to_pylist()])
-
-    def _row(self, pair: Row) -> Row:
-        token_ids = prompt_token_ids(
-            self.tokenizer,
-            pair["query"],
-            pair["profile"],
-            pair["document"],
-            max_prefix_tokens=self.checkpoint.max_prefix_tokens,
-            max_document_tokens=self.checkpoint.max_document_tokens,
-        )
-        return {
-            "pair_id": pair["pair_id"],
-            "tokenized_prompt": token_ids,
-            "pooling_params": {"use_activation": False},
-            ERROR: over_long(len(token_ids), self.engine, num_new=0),
-        }
-
-
-def pick_logits(row: Row) -> Row:
-    """`pair_id` and the raw logits of all heads, from an engine's output row."""
-    logits: Any = row["embeddings"]
-    return {"pair_id": row["pair_id"], "logits": [float(logit) for logit in logits]}

@@ -9,9 +9,11 @@ from typing import Final
 
 from preceptor.contracts import OVERALL, content_id
 from preceptor.errors import InputError
+from preceptor.judge.completions import Prices
+from preceptor.judge.endpoint import Endpoint
 from preceptor.judge.fake import FakeJudge
-from preceptor.judge.hosted import HostedJudge, read_checkpoint
-from preceptor.judge.openai_judge import Endpoint, OpenAIJudge
+from preceptor.judge.hosted import HostedJudge, read_checkpoint, teacher_id
+from preceptor.judge.openai_judge import OpenAIJudge
 from preceptor.judge.replies import Judge
 from preceptor.judge.vllm_judge import VllmJudge
 from preceptor.policy import Policy, prompt_hash
@@ -37,27 +39,48 @@ def open_judge(config: JudgeConfig, policy: Policy, *, teacher: Record | None, m
     if config.kind == "fake":
         return FakeJudge(dimensions=dimensions, judge_id=f"fake:{config.model}")
     if config.kind == "openai":
-        return OpenAIJudge(
-            judge_id=f"openai:{config.model}",
-            endpoint=Endpoint(
-                base_url=config.base_url or "",
-                model=config.model,
-                api_key=os.environ.get("OPENAI_API_KEY", "none"),
-                max_concurrency=config.max_concurrency,
-                timeout_s=config.timeout_s,
-                max_attempts=config.max_attempts,
-                num_actors=config.engine.num_replicas,
-            ),
-            policy=policy,
-            dimensions=dimensions,
-        )
+        return openai_judge(config, policy)
     loaded = model or resolve_backbone(config.model)
     return VllmJudge(
-        judge_id=f"vllm:{Path(config.model).name}@{revision_of(loaded)}",
+        judge_id=vllm_id(config, loaded),
         model=loaded,
         policy=policy,
         dimensions=dimensions,
         engine=config.engine,
+        rationale_tokens=config.rationale_tokens,
+    )
+
+
+def vllm_id(config: JudgeConfig, loaded: str) -> str:
+    """``vllm:MODEL@REVISION``, ``+ADAPTER@REVISION`` for a LoRA adapter, ``+reasons`` where reasons come first."""
+    lora = config.engine.lora
+    adapter = f"+{Path(lora).name}@{revision_of(lora)}" if lora is not None else ""
+    reasons = "+reasons" if config.rationale_tokens else ""
+    return f"vllm:{Path(config.model).name}@{revision_of(loaded)}{adapter}{reasons}"
+
+
+def openai_judge(config: JudgeConfig, policy: Policy) -> OpenAIJudge:
+    """The endpoint of `config` as a judge; its key comes from OPENAI_API_KEY."""
+    read, written = config.usd_per_million_prompt_tokens, config.usd_per_million_generated_tokens
+    cached = config.usd_per_million_cached_tokens
+    return OpenAIJudge(
+        endpoint=Endpoint(
+            base_url=config.base_url or "",
+            model=config.model,
+            api_key=os.environ.get("OPENAI_API_KEY", "none"),
+            max_concurrency=config.max_concurrency,
+            timeout_s=config.timeout_s,
+            max_attempts=config.max_attempts,
+            num_actors=config.engine.num_replicas,
+            rationale_tokens=config.rationale_tokens,
+            max_requests_per_minute=config.max_requests_per_minute,
+            max_tokens_per_minute=config.max_tokens_per_minute,
+            prices=Prices(
+                prompt=read / 1e6, cached=(read if cached is None else cached) / 1e6, generated=written / 1e6
+            ),
+        ),
+        policy=policy,
+        dimensions=config.dimensions or policy.rubric.names,
     )
 
 
@@ -87,7 +110,7 @@ def _sampled(file: Path) -> tuple[str, str]:
 
 def prompt_hashes(judge: Judge, policy: Policy) -> dict[str, str]:
     """The prompt hash of each dimension the judge is asked in words; a hosted teacher reads no prompt and has none."""
-    return {} if judge.heads else {name: prompt_hash(policy, name) for name in judge.dimensions}
+    return {} if judge.heads else {name: prompt_hash(policy, name, asking=judge.asking) for name in judge.dimensions}
 
 
 def _hosted(config: JudgeConfig, teacher: Record) -> HostedJudge:
@@ -97,6 +120,4 @@ def _hosted(config: JudgeConfig, teacher: Record) -> HostedJudge:
     if not dimensions:
         have = ", ".join(checkpoint.grade_heads) or "none"
         raise InputError(f"{checkpoint.path}/config.json: no grade head for {sorted(wanted)}; it has: {have}.")
-    return HostedJudge(
-        judge_id=f"teacher:{teacher.fingerprint}", checkpoint=checkpoint, dimensions=dimensions, engine=config.engine
-    )
+    return HostedJudge(judge_id=teacher_id(teacher), checkpoint=checkpoint, dimensions=dimensions, engine=config.engine)

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from preceptor.contracts import PAIRS, read_table
+from preceptor.capacity import PAIRS_PER_BLOCK, PAIRS_PER_SHARD
+from preceptor.contracts import PAIRS, iter_batches, parquet_files, read_parquet
 from preceptor.errors import InputError, JudgeRefused
-from preceptor.judge.blocks import blocks_of, forecast, judge_blocks, ordered
 from preceptor.judge.judges import open_judge
+from preceptor.judge.pool import Pool, lay_pool
 from preceptor.judge.replies import Judge
 from preceptor.judge.reuse import Forecast
+from preceptor.judge.shards import forecast, judge_pool
+from preceptor.judge.tally import usage_metrics
+from preceptor.judge.watch import Watch
 from preceptor.policy import Policy, load_policy
 from preceptor.recipe import JudgeConfig
 from preceptor.record import Record, begin
-
-PAIRS_PER_BLOCK: Final = 256
-"""What a killed run computes again is at most the blocks in flight, of this many pairs each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,6 +34,7 @@ class LabelPlan:
     judge: JudgeConfig
     splits: tuple[str, ...]
     pairs_per_block: int
+    pairs_per_shard: int
 
 
 def label(
@@ -43,7 +47,9 @@ def label(
     model: str | None = None,
     splits: Sequence[str] = ("train",),
     pairs_per_block: int = PAIRS_PER_BLOCK,
+    pairs_per_shard: int = PAIRS_PER_SHARD,
     judge: Judge | None = None,
+    watch: Watch | None = None,
     out: Path,
 ) -> Record:
     """The record of labelling the corpus pairs of `splits`: each (pair, dimension) once, as a label or as a reject.
@@ -52,7 +58,8 @@ def label(
     A hosted teacher also leaves the raw logits of all its heads in ``scores/``. A rerun after a crash computes only
     blocks that are not whole, and blocks with rejects that another try may cure. `judge` stands in for the one
     `config` names. Raises JudgeRefused unless `calibration` passed for this very judge and policy, RejectCeilingError
-    above `config.max_reject_share`, InputError where `splits` hold no pair, StageFailed where the engine gives up.
+    above `config.max_reject_share`, SpendCeilingError at `config.max_cost_usd`, InputError where `splits` hold no pair,
+    StageFailed where the engine gives up.
     """
     loaded = load_policy(policy)
     device = judge if judge is not None else open_judge(config, loaded, teacher=teacher, model=model)
@@ -60,29 +67,45 @@ def label(
     inputs = {"corpus": corpus, "calibration": calibration}
     run = begin(
         "label",
-        LabelPlan(judge=config, splits=tuple(splits), pairs_per_block=pairs_per_block),
+        LabelPlan(
+            judge=config.deciding,
+            splits=tuple(splits),
+            pairs_per_block=pairs_per_block,
+            pairs_per_shard=pairs_per_shard,
+        ),
         out=out,
         inputs=inputs if teacher is None else {**inputs, "teacher": teacher},
         policy_version=loaded.version,
     )
     if run.record is not None:
         return run.record
-    pairs = pool_pairs(corpus.path / "pairs", splits)
-    blocks = blocks_of(pairs, pairs_per_block=pairs_per_block)
-    tally = judge_blocks(device, blocks, run=run, policy=loaded, max_reject_share=config.max_reject_share)
+    pool = open_pool(corpus, splits, out / "pool", pairs_per_block=pairs_per_block, pairs_per_shard=pairs_per_shard)
+    tally = judge_pool(
+        device,
+        pool,
+        run=run,
+        policy=loaded,
+        max_reject_share=config.max_reject_share,
+        max_attempts=config.max_attempts,
+        max_cost_usd=config.max_cost_usd,
+        watch=watch,
+    )
+    # The corpus holds these texts already.
+    shutil.rmtree(pool.path)
     return run.finish(
-        num_rows_in=tally.num_labels + sum(tally.rejected.values()),
+        num_rows_in=tally.num_labels + tally.num_rejected,
         num_rows_kept=tally.num_labels,
         rejected=tally.rejected,
         metrics={
             "judge_id": device.judge_id,
-            "num_pairs": pairs.num_rows,
-            "label_mass": tally.label_mass,
+            "num_pairs": tally.num_pairs,
+            "num_shards": len(pool.shards),
+            "label_mass": tally.label_mass / tally.num_labels if tally.num_labels else 0.0,
             "num_one_hot": tally.num_one_hot,
-            "overall_grades": tally.overall_grades,
-            "num_blocks": len(blocks),
-            "num_blocks_computed": tally.num_blocks_computed,
-            "num_rows_reused": tally.num_rows_reused,
+            "overall_grades": list(tally.overall_grades),
+            "num_rows_asked": tally.num_asked,
+            "num_rows_reused": tally.num_reused,
+            **usage_metrics(tally),
         },
     )
 
@@ -94,11 +117,17 @@ def label_forecast(
     corpus: Record,
     splits: Sequence[str] = ("train",),
     pairs_per_block: int = PAIRS_PER_BLOCK,
+    pairs_per_shard: int = PAIRS_PER_SHARD,
     out: Path,
 ) -> Forecast:
-    """What `label` would ask, reuse and ask again, had it the same arguments; nothing is asked or written."""
-    blocks = blocks_of(pool_pairs(corpus.path / "pairs", splits), pairs_per_block=pairs_per_block)
-    return forecast(judge, blocks, out=out, policy=load_policy(policy))
+    """What `label` would ask, reuse and ask again, had it the same arguments; nothing is asked.
+
+    The pool is laid out in a folder that is deleted again, unless a run has left its own.
+    """
+    with tempfile.TemporaryDirectory(prefix="preceptor-pool-") as folder:
+        path = out / "pool" if (out / "pool" / "pool.json").is_file() else Path(folder)
+        pool = open_pool(corpus, splits, path, pairs_per_block=pairs_per_block, pairs_per_shard=pairs_per_shard)
+        return forecast(judge, pool, out=out, stage="label", policy=load_policy(policy))
 
 
 def require_calibrated(judge: Judge, calibration: Record, policy: Policy) -> None:
@@ -127,11 +156,21 @@ def require_calibrated(judge: Judge, calibration: Record, policy: Policy) -> Non
     )
 
 
-def pool_pairs(path: Path, splits: Sequence[str]) -> pa.Table:
-    """The PAIRS of `splits`, each pair once, in the order they are judged in; InputError where there is none."""
-    pool = read_table(path, PAIRS)
-    chosen = pool.filter(pc.is_in(pool.column("split"), value_set=pa.array(list(splits))))
-    if not chosen.num_rows:
-        have = ", ".join(sorted(set(pool.column("split").to_pylist()))) or "none"
-        raise InputError(f"{path}: no pair in splits {', '.join(splits)}; splits there: {have}. Ask for one of those.")
-    return ordered(chosen)
+def open_pool(corpus: Record, splits: Sequence[str], path: Path, *, pairs_per_block: int, pairs_per_shard: int) -> Pool:
+    """The corpus pairs of `splits`, laid out in `path`; InputError where there is none."""
+    folder = corpus.path / "pairs"
+    have = Counter[str]()
+    for file in parquet_files(folder):
+        for split in read_parquet(file, columns=["split"]).column("split").value_counts().to_pylist():
+            have[split["values"]] += split["counts"]
+    num_pairs = sum(have[split] for split in splits)
+    if not num_pairs:
+        there = ", ".join(sorted(have)) or "none"
+        raise InputError(
+            f"{folder}: no pair in splits {', '.join(splits)}; splits there: {there}. Ask for one of those."
+        )
+    chosen = (
+        table.filter(pc.is_in(table.column("split"), value_set=pa.array(list(splits))))
+        for table in iter_batches(folder, PAIRS)
+    )
+    return lay_pool(chosen, path, num_pairs=num_pairs, pairs_per_block=pairs_per_block, pairs_per_shard=pairs_per_shard)

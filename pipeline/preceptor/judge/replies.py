@@ -9,7 +9,7 @@ import itertools
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import lru_cache, reduce
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -28,16 +28,27 @@ MIN_LABEL_MASS: Final = 0.001
 ASK: Final = "ask"
 """A column beside PAIRS: the dimensions to ask of the pair."""
 
+PAIRS_PER_WAVE: Final = 32
+"""So many pairs are asked their first dimension before any is asked its second. Requests that start in one step of the
+engine cannot share what they compute: side by side, all dimensions of a pair would compute the pair each for itself."""
+
 NO_GRADE: Final = "not a grade"
 OVER_LONG: Final = "over-long"
 TIMEOUT: Final = "timeout"
 UNREADABLE: Final = "unreadable reply"
 UNREACHABLE: Final = "connection lost"
 ENGINE_ERROR: Final = "engine error"
+EXPIRED: Final = "expired"
+NO_ANSWER: Final = "no answer"
+BATCH_ERROR: Final = "batch error"
+ENGINE_DIED: Final = "killed its engine"
 INCOMPLETE: Final = "a dimension was rejected"
 
 _MAX_RAW: Final = 2000
-_PASSING: Final = (TIMEOUT, UNREADABLE, UNREACHABLE, ENGINE_ERROR, "http 429", "http 5")
+_PASSING: Final = (
+    *(TIMEOUT, UNREADABLE, UNREACHABLE, ENGINE_ERROR, EXPIRED, NO_ANSWER, BATCH_ERROR),
+    *("http 408", "http 409", "http 429", "http 5"),
+)
 _GRADE_TEXT: Final = re.compile(r"\s*[\"'(\[]?([0-4])[\"')\].]*\s*")
 
 
@@ -59,15 +70,64 @@ class Reply:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Usage:
+    """What answers took: tokens read (of those, found in a prefix cache), tokens written, money, and time at work.
+
+    `busy_s` are the seconds in which at least one request of the grader was open.
+    """
+
+    num_prompt_tokens: int = 0
+    num_cached_tokens: int = 0
+    num_generated_tokens: int = 0
+    cost_usd: float = 0.0
+    busy_s: float = 0.0
+
+    def __add__(self, other: Usage) -> Usage:
+        return Usage(
+            num_prompt_tokens=self.num_prompt_tokens + other.num_prompt_tokens,
+            num_cached_tokens=self.num_cached_tokens + other.num_cached_tokens,
+            num_generated_tokens=self.num_generated_tokens + other.num_generated_tokens,
+            cost_usd=self.cost_usd + other.cost_usd,
+            busy_s=self.busy_s + other.busy_s,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Answers:
-    """Replies that arrived together, and, from a hosted teacher, the raw logits of each head by pair."""
+    """Replies to a block of pairs, the raw logits of each head by pair where a teacher is hosted, and what it took."""
 
     replies: tuple[Reply, ...]
-    logits: Mapping[str, Mapping[str, Sequence[float]]]
+    logits: Mapping[str, Mapping[str, Sequence[float]]] = field(default_factory=dict)
+    usage: Usage = field(default_factory=Usage)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workers:
+    """The Ray actors that ask a judge: how many, what each reserves, and how many blocks each works on at once.
+
+    The job fails where none of them finishes a block for `give_up_s` seconds.
+    """
+
+    num_actors: int
+    cpus: float
+    gpus: int = 0
+    blocks_in_flight: int = 1
+    env: Mapping[str, str] = field(default_factory=dict)
+    give_up_s: float = 1800.0
+
+
+class Grader(Protocol):
+    """A judge that is ready to be asked: its engine is running, its client connected. It lives in one actor."""
+
+    async def grade(self, pairs: pa.Table) -> Answers:
+        """A reply for every pair and dimension asked, failed ones too; only a grader that is beyond help raises.
+
+        `pairs` holds pair_id, query, profile, document, and a list column `ASK` where not all dimensions are wanted.
+        """
 
 
 class Judge(Protocol):
-    """A measuring device: each pair is answered once on each of `dimensions`, in any order."""
+    """A measuring device: each pair is answered once on each of `dimensions`. It is small and travels by pickle."""
 
     @property
     def judge_id(self) -> str:
@@ -81,17 +141,30 @@ class Judge(Protocol):
     def heads(self) -> tuple[str, ...]:
         """The heads whose raw logits come along; empty unless a teacher is hosted."""
 
-    def grade(self, pairs: pa.Table) -> Iterator[Answers]:
-        """Answers for the rows of `pairs` (PAIRS), streamed as they come.
+    @property
+    def asking(self) -> str:
+        """The words that ask for the answer, where it is asked in words; they count into the labels' prompt hash."""
 
-        A list column `ASK` names the dimensions to ask of each pair, where not all are wanted; a judge may answer more.
-        """
+    @property
+    def workers(self) -> Workers | None:
+        """What Ray gives it; None where it answers at once, in the process that asks."""
+
+    def open(self) -> Grader:
+        """The grader, in the process that calls this."""
 
 
 def asked_of(pair: Mapping[str, Any], dimensions: Sequence[str]) -> Sequence[str]:
     """The dimensions that `pair`, a row, is to be asked: those of its column `ASK`, or all of `dimensions`."""
     asked: Sequence[str] | None = pair.get(ASK)
     return dimensions if asked is None else asked
+
+
+def in_waves(pairs: Sequence[Mapping[str, Any]], dimensions: Sequence[str]) -> Iterator[tuple[Mapping[str, Any], str]]:
+    """Every pair with each dimension it is to be asked, in waves: the first dimension of each pair, then the second."""
+    for start in range(0, len(pairs), PAIRS_PER_WAVE):
+        wave = [(pair, asked_of(pair, dimensions)) for pair in pairs[start : start + PAIRS_PER_WAVE]]
+        for turn in range(len(dimensions)):
+            yield from ((pair, names[turn]) for pair, names in wave if turn < len(names))
 
 
 def pair_columns(pairs: pa.Table) -> pa.Table:

@@ -9,10 +9,12 @@ from preceptor.policy.findings import Finding, format_findings
 from preceptor.policy.golden import load_golden
 from preceptor.policy.lint import lint
 from preceptor.policy.precedents import Precedent
-from preceptor.policy.prompts import messages, prompt_hash
+from preceptor.policy.prompts import ANSWER, REASONED_ANSWER, messages, prompt_hash, reasoned_messages
 from preceptor.policy.rubric import Cap, Dimension, Rubric
 
 __all__ = [
+    "ANSWER",
+    "REASONED_ANSWER",
     "Cap",
     "Dimension",
     "Finding",
@@ -25,5 +27,6 @@ __all__ = [
     "load_policy",
     "messages",
     "prompt_hash",
+    "reasoned_messages",
     "show",
 ]

@@ -11,6 +11,14 @@ from preceptor.policy.precedents import Precedent
 from preceptor.policy.rubric import Dimension, Rubric
 
 ANSWER: Final = "Answer with one digit, 0 to 4."
+"""What `messages` ends with."""
+
+REASONED_ANSWER: Final = (
+    "First give your reasons in one or two sentences. Then write, on a line of its own, 'Grade: N', "
+    "where N is one digit, 0 to 4."
+)
+"""What `reasoned_messages` ends with."""
+
 TOKENS_PER_WORD: Final = 1.6
 
 
@@ -20,11 +28,17 @@ def messages(policy: Policy, dimension: str, *, query: str, profile: str, docume
     The system message is the same for every pair and dimension. `dimension` is one of the rubric's or 'overall';
     PolicyError otherwise.
     """
-    pair = _pair_text(query, profile, document)
-    return [
-        {"role": "system", "content": system_prompt(policy)},
-        {"role": "user", "content": f"{pair}\n\n{_question(policy.rubric, dimension)}\n{ANSWER}"},
-    ]
+    return _asked(policy, dimension, pair=_pair_text(query, profile, document), asking=ANSWER)
+
+
+def reasoned_messages(
+    policy: Policy, dimension: str, *, query: str, profile: str, document: str
+) -> list[dict[str, str]]:
+    """Chat messages that ask a judge for its reasons first and for ``Grade: N`` on a line of its own after them.
+
+    They differ from `messages` in their last sentences alone, so that both share an engine's cached prefix.
+    """
+    return _asked(policy, dimension, pair=_pair_text(query, profile, document), asking=REASONED_ANSWER)
 
 
 def system_prompt(policy: Policy) -> str:
@@ -37,23 +51,25 @@ def system_prompt(policy: Policy) -> str:
     return "\n\n".join(blocks)
 
 
-def prompt_hash(policy: Policy, dimension: str) -> str:
+def prompt_hash(policy: Policy, dimension: str, *, asking: str = ANSWER) -> str:
     """16 hex digits that change with what a prompt says of this dimension, apart from the pair.
 
-    That is the instructions, the grades' names, the dimension's question and anchors, and of each precedent shown its
-    pair, its grade on the dimension and its reason. The wording of other dimensions, although it stands in the same
-    prompt, does not count: otherwise any change would make every label stale. For 'overall' everything counts.
+    That is the instructions, the grades' names, the dimension's question and anchors, of each precedent shown its
+    pair, its grade on the dimension and its reason, and `asking`, the words that ask for the answer. The wording of
+    other dimensions, although it stands in the same prompt, does not count: otherwise any change would make every label
+    stale. For 'overall' everything counts.
     """
     rubric = policy.rubric
     if dimension == OVERALL:
-        return content_id(json.dumps(messages(policy, OVERALL, query="", profile="", document="")))
+        pair = _pair_text("", "", "")
+        return content_id(json.dumps(_asked(policy, OVERALL, pair=pair, asking=asking)))
     by_id = {precedent.id: precedent for precedent in policy.precedents}
     shown = [by_id[name] for name in rubric.shown]
     said = [
         rubric.instructions,
         *rubric.grade_names,
         _dimension_text(rubric.dimension(dimension)),
-        ANSWER,
+        asking,
         *(f"{_pair_text(p.query, p.profile, p.document)}\n{p.grades[dimension]}. {p.reason}" for p in shown),
     ]
     return content_id(*said)
@@ -66,6 +82,13 @@ def num_tokens_about(policy: Policy, dimension: str) -> int:
     """
     asked = messages(policy, dimension, query="", profile="", document="")
     return round(sum(len(message["content"].split()) for message in asked) * TOKENS_PER_WORD)
+
+
+def _asked(policy: Policy, dimension: str, *, pair: str, asking: str) -> list[dict[str, str]]:
+    return [
+        {"role": "system", "content": system_prompt(policy)},
+        {"role": "user", "content": f"{pair}\n\n{_question(policy.rubric, dimension)}\n{asking}"},
+    ]
 
 
 def _question(rubric: Rubric, dimension: str) -> str:

@@ -1,0 +1,51 @@
+"""Recipes: every choice of a run as one frozen value.
+
+A recipe is a function that returns a `Recipe`; variants are `dataclasses.replace(...)`. Values that are product
+decisions (the floor a judge must reach, the mix of the teachers, the gate's thresholds) have no default. A recipe
+checks itself when it is built and raises RecipeError.
+"""
+
+from preceptor.recipe.compute import BackboneConfig, EngineConfig, ScoringConfig, TrainConfig
+from preceptor.recipe.judges import JudgeConfig
+from preceptor.recipe.sources import (
+    CORPUS_FIELDS,
+    STYLE_NEEDS,
+    CorporaConfig,
+    CorpusFile,
+    EncoderConfig,
+    HeadlinesConfig,
+    JobmatchConfig,
+    MarketConfig,
+    PairSet,
+    QueryStyle,
+    Source,
+    WriterConfig,
+)
+from preceptor.recipe.whole import POLICY_DIR, Blend, DistillConfig, GateConfig, Mix, Recipe, TeacherConfig
+
+__all__ = [
+    "CORPUS_FIELDS",
+    "POLICY_DIR",
+    "STYLE_NEEDS",
+    "BackboneConfig",
+    "Blend",
+    "CorporaConfig",
+    "CorpusFile",
+    "DistillConfig",
+    "EncoderConfig",
+    "EngineConfig",
+    "GateConfig",
+    "HeadlinesConfig",
+    "JobmatchConfig",
+    "JudgeConfig",
+    "MarketConfig",
+    "Mix",
+    "PairSet",
+    "QueryStyle",
+    "Recipe",
+    "ScoringConfig",
+    "Source",
+    "TeacherConfig",
+    "TrainConfig",
+    "WriterConfig",
+]

@@ -1,0 +1,124 @@
+"""A run from input to bundle, and what its teachers, its student and its gate are told."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, Literal
+
+from preceptor.recipe.checks import require
+from preceptor.recipe.compute import BackboneConfig, ScoringConfig, TrainConfig
+from preceptor.recipe.judges import JudgeConfig
+from preceptor.recipe.sources import Source
+
+
+@dataclass(frozen=True, kw_only=True)
+class TeacherConfig:
+    """One teacher: its backbone and training, and how it scores pairs. `listwise` weighs the order of a request's
+    documents beside their grades."""
+
+    backbone: BackboneConfig
+    train: TrainConfig
+    scoring: ScoringConfig = field(default_factory=ScoringConfig)
+    listwise: float = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mix:
+    """Shares of the teachers in the distillation loss. A product decision: no default."""
+
+    relevance: float
+    engagement: float
+
+    def __post_init__(self) -> None:
+        require(self.relevance >= 0 <= self.engagement, "shares must be 0 or above")
+        total = self.relevance + self.engagement
+        require(abs(total - 1) < 1e-9, f"shares must add up to 1, got {total}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Blend:
+    """What ranks: score = relevance * expected_grade / 4 + sum of action weights * probabilities."""
+
+    relevance: float
+    click: float
+    apply: float
+
+    def __post_init__(self) -> None:
+        require(min(self.relevance, self.click, self.apply) >= 0, "weights must be 0 or above")
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistillConfig:
+    """The student and how it is taught.
+
+    It starts from `num_layers` layers of the relevance teacher, or from a `backbone` of its own.
+    """
+
+    mix: Mix
+    blend: Blend
+    train: TrainConfig
+    num_layers: int | None = None
+    backbone: BackboneConfig | None = None
+    scoring: ScoringConfig = field(default_factory=ScoringConfig)
+    temperature: float = 1.0
+    listwise: float = 0.5
+
+    def __post_init__(self) -> None:
+        require(self.temperature > 0, f"temperature must be above 0, got {self.temperature}")
+        require(
+            (self.num_layers is None) != (self.backbone is None),
+            "a student starts from num_layers of its teacher or from a backbone: give one of the two",
+        )
+        require(self.num_layers is None or self.num_layers > 0, f"num_layers must be above 0, got {self.num_layers}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GateConfig:
+    """Thresholds of the gate: ``{"student overall ndcg@10": 0.7}`` asks for at least that; ``ece`` for at most."""
+
+    thresholds: Mapping[str, float]
+    num_bootstrap: int = 1000
+    seed: int = 11
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """One run from input to bundle. `relevance` or `engagement` is None where the source has no such truth.
+
+    `num_tuned_pairs` is about how many golden pairs a tuned teacher is calibrated on. `check_vllm` asks for vLLM's
+    agreement before export; `storage` is where Ray Train keeps checkpoints (a path or an S3 address) in place of the
+    run's own directory.
+    """
+
+    name: str
+    source: Source
+    policy: Path
+    labeller: Literal["judge", "teacher"]
+    """Who labels the pool once calibrated: the judge as it is, or the relevance teacher tuned on golden-train."""
+    judge: JudgeConfig | None
+    relevance: TeacherConfig | None
+    engagement: TeacherConfig | None
+    distill: DistillConfig | None
+    gate: GateConfig
+    num_tuned_pairs: int = 100
+    check_vllm: bool = True
+    version: str = "v1"
+    storage: str | None = None
+
+    def __post_init__(self) -> None:
+        require(
+            self.relevance is not None or self.engagement is not None,
+            f"recipe {self.name}: at least one teacher is needed",
+        )
+        require(
+            self.distill is None or (self.relevance is not None and self.engagement is not None),
+            f"recipe {self.name}: distillation needs both teachers",
+        )
+        require(
+            self.relevance is None or self.judge is not None, f"recipe {self.name}: a relevance teacher needs a judge"
+        )
+
+
+POLICY_DIR: Final = Path(__file__).resolve().parents[3] / "policy" / "job_match"

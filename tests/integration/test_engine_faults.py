@@ -1,0 +1,98 @@
+"""A real engine that is killed, and one that stands still, in the middle of a labelling run."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from preceptor.contracts import LABELS, OVERALL, PAIRS, make_pair, read_table, rows_to_table, write_table
+from preceptor.judge import label
+from preceptor.judge.judges import open_judge
+from preceptor.policy import load_policy
+from preceptor.recipe import POLICY_DIR, EngineConfig, JudgeConfig
+from preceptor.record import Record
+
+pytestmark = [pytest.mark.integration, pytest.mark.vllm, pytest.mark.slow]
+
+NUM_PAIRS = 24
+PAIRS_PER_BLOCK = 4
+DIMENSIONS = ("role", "place")
+
+
+def engine_core() -> psutil.Process | None:
+    """The running process that an actor's engine computes in."""
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if process.name().startswith("VLLM::EngineCor") and process.status() != psutil.STATUS_ZOMBIE:
+                return process
+        except psutil.NoSuchProcess:
+            continue
+    return None
+
+
+def strike(out: Path, struck: list[tuple[signal.Signals, int]]) -> None:
+    """Kill the engine after the first block, and stop the next one after a further block."""
+    for sign in (signal.SIGKILL, signal.SIGSTOP):
+        before = len(list(out.glob("open/*/done-*.json")))
+        while len(list(out.glob("open/*/done-*.json"))) <= before:
+            time.sleep(0.02)
+        core = engine_core()
+        assert core is not None
+        core.send_signal(sign)
+        struck.append((sign, core.pid))
+
+
+def test_an_engine_that_dies_and_one_that_stands_still_cost_no_row(
+    tmp_path: Path, local_ray: Any, smollm_dir: Path
+) -> None:
+    pairs = [
+        make_pair(f"night nurse {n // 4}", "Nurse.", f"Posting {n}: ward nurse.", slice="s", split="train")
+        for n in range(NUM_PAIRS)
+    ]
+    write_table(rows_to_table(pairs, PAIRS), tmp_path / "corpus" / "pairs" / "a.parquet", PAIRS)
+    policy = load_policy(POLICY_DIR)
+    config = JudgeConfig(
+        kind="vllm",
+        model=str(smollm_dir),
+        floor=-1,
+        max_reject_share=0.0,
+        num_calibration_pairs=8,
+        dimensions=DIMENSIONS,
+        engine=EngineConfig(batch_size=4, stall_s=10.0),
+    )
+    judge = open_judge(config, policy, teacher=None, model=None)
+    record = Record(stage="market", version="v1", fingerprint="f", path=tmp_path / "corpus", config={})
+    calibration = Record(
+        stage="calibrate",
+        version="v1",
+        fingerprint="f",
+        path=tmp_path,
+        config={},
+        policy_version=policy.version,
+        metrics={"judge_id": judge.judge_id, "passed": True},
+    )
+    out = tmp_path / "label" / "v1"
+    struck: list[tuple[signal.Signals, int]] = []
+    striker = threading.Thread(target=strike, args=(out, struck), daemon=True)
+    striker.start()
+    found = label(
+        config,
+        policy=POLICY_DIR,
+        corpus=record,
+        calibration=calibration,
+        judge=judge,
+        pairs_per_block=PAIRS_PER_BLOCK,
+        out=out,
+    )
+    assert [sign for sign, _ in struck] == [signal.SIGKILL, signal.SIGSTOP], "both faults must have been made"
+    assert len({pid for _, pid in struck}) == 2, "a new engine was started after the first"
+    keys = [(row["pair_id"], row["dimension"]) for row in read_table(out / "labels", LABELS).to_pylist()]
+    assert sorted(keys) == sorted((pair["pair_id"], name) for pair in pairs for name in (*DIMENSIONS, OVERALL))
+    assert found.rejected == {}
+    assert found.metrics["num_rows_asked"] == NUM_PAIRS * len(DIMENSIONS)
