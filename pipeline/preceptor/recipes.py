@@ -44,9 +44,8 @@ def tiny() -> Recipe:
         head_learning_rate=1e-3,
         warmup_steps=1,
         checkpoint_every=2,
+        num_workers=1,
     )
-    # Sharding is proved on one of the three models.
-    unsharded = replace(train, num_workers=1)
     teacher = TeacherConfig(backbone=backbone, train=train)
     return Recipe(
         name="tiny",
@@ -55,12 +54,12 @@ def tiny() -> Recipe:
         labeller="judge",
         judge=JudgeConfig(kind="fake", model="fake", floor=-1.0, max_reject_share=0.5, num_calibration_pairs=40),
         relevance=teacher,
-        engagement=replace(teacher, train=unsharded),
+        engagement=teacher,
         distill=DistillConfig(
             num_layers=2,
             mix=Mix(relevance=0.5, engagement=0.5),
             blend=Blend(relevance=0.7, click=0.2, apply=0.1),
-            train=unsharded,
+            train=train,
         ),
         gate=GateConfig(thresholds={}, num_bootstrap=100),
         check_vllm=False,
