@@ -9,6 +9,7 @@ import shutil
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -84,6 +85,8 @@ def _quieten() -> None:
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
+    # Actors' restarts and concurrency have no named parameter in Ray 2.60, and it warns of their going in 2.64.
+    warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
     for name in ("ray._private.worker", "ray.data", "ray.llm", "ray.serve", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
     # A logger below ray.llm gives itself a handler and a level of its own where ray.llm has no handler.
