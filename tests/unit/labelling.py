@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from preceptor.contracts import (
     make_pair,
 )
 from preceptor.judge import FakeJudge, Judge, Reply, calibrate
+from preceptor.judge.replies import TIMEOUT, rejected
 from preceptor.policy import load_policy
 from preceptor.recipe import POLICY_DIR, JudgeConfig
 from preceptor.record import Record
@@ -60,4 +62,18 @@ class Counting(FakeJudge):
 
     def answer(self, pair_id: str, dimension: str) -> Reply:
         self.asked.append((pair_id, dimension))
+        return super().answer(pair_id, dimension)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flaky(FakeJudge):
+    """A judge that times out on each row for its first `num_faults` tries."""
+
+    num_faults: int
+    tries: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+    def answer(self, pair_id: str, dimension: str) -> Reply:
+        self.tries[pair_id, dimension] += 1
+        if self.tries[pair_id, dimension] <= self.num_faults:
+            return rejected(pair_id, dimension, TIMEOUT)
         return super().answer(pair_id, dimension)

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,14 +17,13 @@ from preceptor.contracts import (
     write_table,
 )
 from preceptor.errors import InputError, JudgeRefused, RejectCeilingError, SpendCeilingError
-from preceptor.judge import Answers, FakeJudge, Reply, label
+from preceptor.judge import Answers, FakeJudge, label
 from preceptor.judge.calibrate import calibration_rows
 from preceptor.judge.replies import (
     INCOMPLETE,
     NO_GRADE,
     TIMEOUT,
     Usage,
-    rejected,
 )
 from preceptor.recipe import POLICY_DIR
 from preceptor.record import Record
@@ -33,6 +31,7 @@ from tests.unit.labelling import (
     GOOD_FAKE,
     POLICY,
     Counting,
+    Flaky,
     calibrated,
     contrarian,
     judge_config,
@@ -147,20 +146,6 @@ def test_too_many_rejects_stop_the_stage_and_a_rerun_asks_nothing_again(corpus: 
     assert not (out / "record.json").exists()
     with pytest.raises(RejectCeilingError):
         label(judge_config(), **args, judge=Refusing(dimensions=POLICY.rubric.names, judge_id="good"), out=out)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Flaky(FakeJudge):
-    """A judge that times out on each row for its first `num_faults` tries."""
-
-    num_faults: int
-    tries: Counter[tuple[str, str]] = field(default_factory=Counter)
-
-    def answer(self, pair_id: str, dimension: str) -> Reply:
-        self.tries[pair_id, dimension] += 1
-        if self.tries[pair_id, dimension] <= self.num_faults:
-            return rejected(pair_id, dimension, TIMEOUT)
-        return super().answer(pair_id, dimension)
 
 
 def test_a_row_that_fails_for_the_moment_is_tried_again_within_bounds(

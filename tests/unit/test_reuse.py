@@ -15,6 +15,7 @@ from preceptor.contracts import (
     rows_to_table,
     write_table,
 )
+from preceptor.errors import RejectCeilingError
 from preceptor.judge import Judge, calibrate, label
 from preceptor.judge.label import label_forecast
 from preceptor.judge.reuse import Forecast
@@ -25,6 +26,8 @@ from tests.unit.labelling import (
     GOOD_FAKE,
     POLICY,
     Counting,
+    Flaky,
+    calibrated,
     judge_config,
     pool,
 )
@@ -112,6 +115,23 @@ def test_what_another_judge_said_or_could_not_say_is_asked(corpus: Record, tmp_p
 
     again = label_forecast(GOOD_FAKE, policy=POLICY_DIR, corpus=corpus, out=tmp_path / "label" / "v3")
     assert again == Forecast(num_new=7, num_reused=39 * 7, num_stale=0)
+
+
+def test_a_forecast_leaves_an_interrupted_run_as_it_is(corpus: Record, tmp_path: Path) -> None:
+    calibration = calibrated(corpus, tmp_path, GOOD_FAKE)
+    out = tmp_path / "label" / "v1"
+    args: dict[str, Any] = {"policy": POLICY_DIR, "corpus": corpus, "pairs_per_block": 8, "out": out}
+    with pytest.raises(RejectCeilingError):
+        label(
+            judge_config(max_attempts=1, max_reject_share=0.0),
+            **args,
+            calibration=calibration,
+            judge=Flaky(dimensions=POLICY.rubric.names, judge_id="good", num_faults=1),
+        )
+    before = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
+    assert any(file.name.startswith("done-") for file in before)
+    assert label_forecast(GOOD_FAKE, **args) == Forecast(num_new=40 * 7, num_reused=0, num_stale=0)
+    assert {file: file.read_bytes() for file in out.rglob("*") if file.is_file()} == before
 
 
 def test_a_finished_version_has_nothing_to_ask(corpus: Record, tmp_path: Path) -> None:

@@ -113,7 +113,7 @@ class BlockWorker:
         for row in tickets.to_pylist():
             # Ray begins several tickets of a task at once.
             async with self._gate:
-                found.append(await self.answer(_ticket(row)))
+                found.append(await self.answer(ticket_of(row)))
         texts = ["" if tally is None else json.dumps(tally.to_json()) for tally in found]
         return tickets.append_column("tally", pa.array(texts, pa.string()))
 
@@ -127,13 +127,14 @@ class BlockWorker:
             return tally_of(json.loads(done.read_text()))
         pairs = read_block(self.work.pool.file(ticket.shard), ticket.block)
         known = self._known_of(ticket.shard)
-        wanted = _wanted(pairs, self.work.judge, known)
+        rows = rows_of(pairs, self.work.judge)
+        wanted = set(rows) - known.replies.keys()
         asking = _to_ask(pairs, wanted)
         answers = Answers(replies=())
         if asking.num_rows:
             claim = _claimed(self.work, ticket)
             answers = _complete(await self._ask(asking, ticket, claim), wanted)
-        held = _held(pairs, self.work.judge, known)
+        held = [known.replies[row] for row in rows if row in known.replies]
         tally = _write(self.work, ticket, pairs, answers, held)
         claim_file(self.work, ticket).unlink(missing_ok=True)
         return tally
@@ -171,9 +172,7 @@ class BlockWorker:
             again = await grader.grade(_to_ask(asking.drop_columns(ASK), failed))
             kept = tuple(reply for reply in answers.replies if (reply.pair_id, reply.dimension) not in failed)
             retried = tuple(replace(reply, attempt=max(reply.attempt, attempt)) for reply in again.replies)
-            answers = Answers(
-                replies=kept + retried, logits={**answers.logits, **again.logits}, usage=answers.usage + again.usage
-            )
+            answers = _joined(replace(answers, replies=kept), replace(again, replies=retried))
         return answers
 
     def _known_of(self, shard: Shard) -> Earlier:
@@ -211,7 +210,8 @@ def known_of(work: Work, shard: Shard) -> Earlier:
     return earlier_labels(work.out, shard, judge_id=work.judge.judge_id, prompt_hashes=work.prompt_hashes)
 
 
-def _ticket(row: Mapping[str, int]) -> Ticket:
+def ticket_of(row: Mapping[str, int]) -> Ticket:
+    """The ticket that a row of shard, num_shards and block stands for."""
     return Ticket(shard=Shard(index=row["shard"], num_shards=row["num_shards"]), block=row["block"])
 
 
@@ -220,14 +220,9 @@ def _may_be_tried(reply: Reply, max_attempts: int) -> bool:
     return reply.reason is not None and is_passing(reply.reason) and reply.attempt < max_attempts
 
 
-def _wanted(pairs: pa.Table, judge: Judge, known: Earlier) -> set[Asked]:
-    rows = {(pair_id, name) for pair_id in pairs.column("pair_id").to_pylist() for name in judge.dimensions}
-    return rows - known.replies.keys()
-
-
-def _held(pairs: pa.Table, judge: Judge, known: Earlier) -> list[Reply]:
-    rows = ((pair_id, name) for pair_id in pairs.column("pair_id").to_pylist() for name in judge.dimensions)
-    return [known.replies[row] for row in rows if row in known.replies]
+def rows_of(pairs: pa.Table, judge: Judge) -> list[Asked]:
+    """Every pair of `pairs` with every dimension of `judge`, in order."""
+    return [(pair_id, name) for pair_id in pairs.column("pair_id").to_pylist() for name in judge.dimensions]
 
 
 def _to_ask(pairs: pa.Table, wanted: set[Asked]) -> pa.Table:

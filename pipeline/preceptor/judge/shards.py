@@ -1,8 +1,8 @@
 """A judge over a whole pool: its blocks handed to workers, its shards closed one by one, exactly once each.
 
 A shard whose blocks are all whole is closed: their parts become ``labels/part-SHARD.parquet``, ``rejects/`` (and for a
-hosted teacher ``scores/``) likewise, and, written last, its record ``shards/SHARD.json``. The driver holds counts, no
-ids: its memory does not grow with the pool.
+hosted teacher ``scores/``) likewise, and, written last, its record ``shards/SHARD.json``. The driver holds counts and
+tickets, no ids and no texts.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from preceptor.contracts import OVERALL, conform, read_parquet, write_table
 from preceptor.errors import RejectCeilingError, SpendCeilingError, StageFailed
-from preceptor.judge.blocks import Ticket, Work, done_file, known_of, part_file
+from preceptor.judge.blocks import Ticket, Work, done_file, known_of, part_file, rows_of
 from preceptor.judge.judges import prompt_hashes
 from preceptor.judge.pool import Pool, Shard, read_blocks
 from preceptor.judge.progress import Progress
@@ -64,6 +64,9 @@ def judge_pool(
     work.stop_file.unlink(missing_ok=True)
     closed = {shard: tally for shard in pool.shards if (tally := _closed(work, shard)) is not None}
     opened = {shard: _done_blocks(work, shard) for shard in pool.shards if shard not in closed}
+    for ticket in _tickets(pool, opened):
+        # A block whose rejects another try may cure would pass for whole with the worker.
+        done_file(work, ticket).unlink(missing_ok=True)
     total = sum(closed.values(), Tally())
     total = sum((tally for blocks in opened.values() for tally in blocks.values()), total)
     guard = Guard(judge=judge, pool=pool, policy=policy, max_reject_share=max_reject_share, max_cost_usd=max_cost_usd)
@@ -96,7 +99,7 @@ def forecast(judge: Judge, pool: Pool, *, out: Path, stage: str, policy: Policy)
             continue
         known, done = known_of(work, shard), _done_blocks(work, shard)
         for block, pairs in enumerate(read_blocks(pool, shard)):
-            rows = {(pair_id, name) for pair_id in pairs.column("pair_id").to_pylist() for name in judge.dimensions}
+            rows = frozenset(rows_of(pairs, judge))
             if block in done:
                 num_reused += len(rows)
                 continue
@@ -212,10 +215,8 @@ def _done_blocks(work: Work, shard: Shard) -> dict[int, Tally]:
         if not file.is_file():
             continue
         tally = tally_of(json.loads(file.read_text()))
-        if tally.may_improve:
-            file.unlink()
-            continue
-        found[block] = tally
+        if not tally.may_improve:
+            found[block] = tally
     return found
 
 

@@ -15,8 +15,7 @@ from typing import Any, Final, cast
 import pyarrow as pa
 
 from preceptor.errors import StageFailed
-from preceptor.judge.blocks import BlockWorker, Ticket, Work
-from preceptor.judge.pool import Shard
+from preceptor.judge.blocks import BlockWorker, Ticket, Work, ticket_of
 from preceptor.judge.replies import Workers
 from preceptor.judge.tally import Tally, tally_of
 
@@ -83,8 +82,7 @@ def _through_ray(work: Work, workers: Workers, tickets: Sequence[Ticket]) -> Ite
         )
     for batch in answered.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         for row in cast(pa.Table, batch).to_pylist():
-            ticket = Ticket(shard=Shard(index=row["shard"], num_shards=row["num_shards"]), block=row["block"])
-            yield ticket, tally_of(json.loads(row["tally"])) if row["tally"] else None
+            yield ticket_of(row), tally_of(json.loads(row["tally"])) if row["tally"] else None
 
 
 def _watched(answered: Iterator[Answered], workers: Workers, work: Work) -> Iterator[Answered]:
