@@ -71,3 +71,8 @@ def located(message: str, *, file: Path | str, line: int | None = None, column: 
     """`message` prefixed with where it is: ``file:line: column 'c': message``."""
     place = f"{file}:{line}" if line is not None else f"{file}"
     return f"{place}: column '{column}': {message}" if column is not None else f"{place}: {message}"
+
+
+def last_line(error: BaseException) -> str:
+    """What `error` says last, on one line of at most 300 characters; what Ray wraps ends with its cause."""
+    return str(error).strip().splitlines()[-1][:300]

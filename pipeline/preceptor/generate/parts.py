@@ -16,7 +16,7 @@ from typing import Any, Final, Protocol
 import pyarrow as pa
 
 from preceptor import errors
-from preceptor.errors import PreceptorError, StageFailed
+from preceptor.errors import PreceptorError, StageFailed, last_line
 from preceptor.judge.progress import Progress
 from preceptor.judge.replies import Usage
 from preceptor.record import write_json
@@ -91,7 +91,7 @@ def in_parts(
                         raise getattr(errors, row["error"])(row["message"])
                     progress.add(row["rows"], {"dropped": row["dropped"]} if row["dropped"] else {}, Usage())
         except (RayError, RuntimeError) as error:
-            reason = str(error).strip().splitlines()[-1][:300]
+            reason = last_line(error)
             raise StageFailed(
                 f"{out}: step {step} stopped: {reason}. Finished parts are kept: mend the cause and run it again."
             ) from error

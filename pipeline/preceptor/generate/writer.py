@@ -8,7 +8,7 @@ from typing import Any, Final, cast
 import pyarrow as pa
 
 from preceptor.contracts import content_id
-from preceptor.errors import StageFailed
+from preceptor.errors import StageFailed, last_line
 from preceptor.judge.engine import Engine, answered, over_long, reason_of, usage_of, workers_of
 from preceptor.judge.replies import Usage
 from preceptor.judge.tickets import MAX_RESTARTS
@@ -66,7 +66,7 @@ def write_with_model(drafts: pa.Table, config: WriterConfig, *, seed: int) -> It
         for batch in written.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             yield cast(pa.Table, batch).to_pylist()
     except (ray.exceptions.RayError, RuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[-1][:300]
+        reason = last_line(error)
         raise StageFailed(
             f"the writer {config.model} stopped: {reason}. What is written is kept: mend the cause and run again."
         ) from error

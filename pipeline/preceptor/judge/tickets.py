@@ -14,7 +14,7 @@ from typing import Any, Final, cast
 
 import pyarrow as pa
 
-from preceptor.errors import StageFailed
+from preceptor.errors import StageFailed, last_line
 from preceptor.judge.blocks import BlockWorker, Ticket, Work, ticket_of
 from preceptor.judge.replies import Workers
 from preceptor.judge.tally import Tally, tally_of
@@ -127,7 +127,7 @@ def _failed(error: BaseException, work: Work) -> BaseException:
 
     if not isinstance(error, (ray.exceptions.RayError, RuntimeError, ValueError)):
         return error
-    reason = str(error).strip().splitlines()[-1][:300]
+    reason = last_line(error)
     return StageFailed(
         f"{work.judge.judge_id} stopped: {reason}. What is whole is kept: mend the cause and run the command again."
     )
