@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -120,11 +121,19 @@ def asked(root: Path) -> Counter[str]:
 def start_and_wait_for_blocks(root: Path, *, num_blocks: int) -> subprocess.Popen[bytes]:
     """A driver with a cluster of its own that has written `num_blocks` blocks and goes on."""
     child = subprocess.Popen([sys.executable, "-c", textwrap.dedent(CHILD), str(root), POLICY.version])
-    out = root / "label" / "v1"
-    while len([*out.glob("open/*/done-*.json"), *out.glob("shards/*.json")]) < num_blocks:
+    while num_whole(root / "label" / "v1") < num_blocks:
         assert child.poll() is None, "the driver ended before it could be killed"
         time.sleep(0.02)
     return child
+
+
+def num_whole(out: Path) -> int:
+    """Whole blocks of open shards and closed shards. By os.walk: a shard that closes takes its folder away meanwhile."""
+    return sum(
+        name.endswith(".json") and (name.startswith("done-") or Path(folder).name == "shards")
+        for folder, _, names in os.walk(out)
+        for name in names
+    )
 
 
 def is_running(process: psutil.Process) -> bool:
