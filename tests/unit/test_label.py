@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pickle
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,16 @@ from preceptor.contracts import (
     GOLDEN,
     LABELS,
     OVERALL,
+    PAIRS,
     REJECTS,
     read_table,
+    rows_to_table,
     write_table,
 )
 from preceptor.errors import InputError, JudgeRefused, RejectCeilingError, SpendCeilingError
 from preceptor.judge import Answers, FakeJudge, label
 from preceptor.judge.calibrate import calibration_rows
+from preceptor.judge.pool import lay_pool
 from preceptor.judge.replies import (
     INCOMPLETE,
     NO_GRADE,
@@ -224,6 +228,17 @@ def test_a_row_without_an_answer_is_a_reject_and_one_answered_twice_is_one_label
     record = label(judge_config(max_attempts=1), **args, out=tmp_path / "label" / "v1")
     assert record.rejected == {"engine error: no answer": 1, INCOMPLETE: 1}
     assert record.num_rows_in == 40 * 8
+
+
+def test_what_the_driver_keeps_of_a_shard_does_not_grow_with_its_pairs(corpus: Record, tmp_path: Path) -> None:
+    pools = [lay_pool([rows_to_table(pool(num), PAIRS)], tmp_path / f"{num}", num_pairs=num) for num in (200, 2000)]
+    small, large = (len(pickle.dumps(pool)) for pool in pools)
+    assert large - small < 50, "a pool is counts: no ids, no texts"
+    out = tmp_path / "label" / "v1"
+    calibration = calibrated(corpus, tmp_path, GOOD_FAKE)
+    label(judge_config(), policy=POLICY_DIR, corpus=corpus, calibration=calibration, judge=GOOD_FAKE, out=out)
+    (record,) = (out / "shards").iterdir()
+    assert not any(pair["pair_id"] in record.read_text() for pair in pool(40))
 
 
 @dataclass(frozen=True, kw_only=True)
