@@ -298,8 +298,12 @@ def num_files(s: Sizing) -> int:
 
 
 def num_open_shards(s: Sizing) -> int:
-    """R x blocks in flight / blocks a shard, rounded up, and one that is being compacted; never more than there are."""
-    return min(num_shards(s.num_pairs), math.ceil(s.num_replicas * s.blocks_in_flight / blocks_per_shard(s)) + 1)
+    """2 x R x blocks in flight + 1; never more than there are.
+
+    A task holds neighbouring tickets: each one in work has a shard open, and shares its last with the next task; one
+    more is being compacted.
+    """
+    return min(num_shards(s.num_pairs), 2 * s.num_replicas * s.blocks_in_flight + 1)
 
 
 def num_open_parts(s: Sizing) -> int:

@@ -144,8 +144,9 @@ def test_blocks_and_files_by_hand() -> None:
     assert capacity.blocks_per_shard(sizing) == 79  # 5,000 / 64 = 78.1
     assert capacity.num_blocks(sizing) == 316
     assert capacity.num_files(sizing) == 16
-    assert capacity.num_open_shards(sizing) == 2
-    assert capacity.num_open_parts(sizing) == 2 * 2 * 79
+    alone = replace(sizing, num_replicas=1, blocks_in_flight=1)
+    assert capacity.num_open_shards(alone) == 3
+    assert capacity.num_open_parts(alone) == 2 * 3 * 79
     assert capacity.num_open_shards(replace(sizing, num_replicas=300)) == 4
     assert capacity.traffic_bytes(sizing) == 316 * 600
     assert capacity.traffic_bytes_per_pair(sizing) == 9.375
