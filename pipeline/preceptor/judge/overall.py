@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,11 +33,12 @@ def overall_probs(rubric: Rubric, probs: Mapping[str, Sequence[float]]) -> npt.N
     dimensions with small whole weights have at most 365 states where they have 1,953,125 combinations.
     """
     walk = _walk(rubric)
-    mass = np.ones(1)
+    mass: npt.NDArray[Any] = np.ones(1)
     for name, step in zip(rubric.names, walk.steps, strict=True):
         moved = np.multiply.outer(mass, np.asarray(probs[name], dtype=np.float64))
         mass = np.bincount(step.ravel(), weights=moved.ravel())
-    return np.bincount(walk.overall, weights=mass, minlength=NUM_GRADES)
+    found: npt.NDArray[Any] = np.bincount(walk.overall, weights=mass, minlength=NUM_GRADES)
+    return found
 
 
 @lru_cache(maxsize=8)

@@ -181,14 +181,17 @@ def _path_suited(rng: random.Random, direction: Direction | None, level: int | N
     return rng.choice(suited if suited and rng.random() < 0.7 else likely)
 
 
+_PATH_LEVELS: Final[Mapping[Path, range]] = {
+    "steady": range(5),
+    "training": range(3),
+    "leads": range(3, 5),
+    "progression": range(4),
+    "ready": range(1, 5),
+}
+
+
 def _likely_paths(level: int | None) -> list[Path]:
-    known = 2 if level is None else level
-    return [
-        "steady",
-        *(["training"] if known <= 2 else ["leads"]),
-        *(["progression"] if known <= 3 else []),
-        *(["ready"] if known >= 1 else []),
-    ]
+    return [path for path, levels in _PATH_LEVELS.items() if (2 if level is None else level) in levels]
 
 
 def _fitting_skills(rng: random.Random, role: Role, member: Member) -> tuple[str, ...]:

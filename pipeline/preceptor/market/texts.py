@@ -133,13 +133,13 @@ def profile_text(member: Member, rng: random.Random, *, wanted: str) -> str:
     wishes = [member.place] if member.place else []
     if member.workplace is not None:
         wishes.append(rng.choice(_WISH[member.workplace]))
-    wanted = [rng.choice(_EMPLOYMENT[member.employment])] if member.employment else []
+    terms = [rng.choice(_EMPLOYMENT[member.employment])] if member.employment else []
     if member.pay is not None:
-        wanted.append(rng.choice(("{}k", "£{}k+", "£{},000")).format(member.pay))
+        terms.append(rng.choice(("{}k", "£{}k+", "£{},000")).format(member.pay))
     if wishes:
         parts.append(", ".join(wishes))
-    if wanted:
-        parts.append(rng.choice(("Wants {}", "After {}", "Looking for {}")).format(", ".join(wanted)))
+    if terms:
+        parts.append(rng.choice(("Wants {}", "After {}", "Looking for {}")).format(", ".join(terms)))
     text = ". ".join(_capital(part) for part in parts) + "."
     return _misspell(_abbreviate(text, rng, share=0.25), rng, share=0.02)
 
