@@ -398,10 +398,22 @@ def test_aggregate_holds_for_weights_that_are_no_whole_numbers(policy: Policy) -
     draw = random.Random(3)
     for _ in range(500):
         grades = {name: draw.randrange(5) for name in rubric.names}
-        exact = sum(Fraction(weight) * grades[name] for name, weight in zip(rubric.names, weights, strict=True))
-        rounded = math.ceil(exact / sum(map(Fraction, weights)) - Fraction(1, 2))
+        written = [Fraction(str(weight)) for weight in weights]
+        exact = sum(weight * grades[name] for name, weight in zip(rubric.names, written, strict=True))
+        rounded = math.ceil(exact / sum(written) - Fraction(1, 2))
         caps = [cap.overall for cap in rubric.caps if grades[cap.dimension] <= cap.at_most]
         assert rubric.aggregate(grades) == min([rounded, *caps]), grades
+
+
+def test_a_weight_counts_as_it_is_written(policy: Policy) -> None:
+    """0.1 + 0.2 against 0.3: a mean of exactly a half, down to 0, where binary fractions would say 1."""
+    dimensions = tuple(
+        replace(dimension, weight=weight)
+        for dimension, weight in zip(policy.rubric.dimensions[:3], (0.1, 0.2, 0.3), strict=True)
+    )
+    rubric = replace(policy.rubric, dimensions=dimensions, caps=())
+    grades = dict(zip(rubric.names, (1, 1, 0), strict=True))
+    assert rubric.aggregate(grades) == 0
 
 
 def test_aggregate_by_hand(policy: Policy) -> None:

@@ -109,8 +109,8 @@ class Rubric:
     @cached_property
     def _whole_weights(self) -> Mapping[str, int]:
         """Each dimension's weight as a whole number, because a mean of exactly 2.5 must round down on every machine,
-        whatever the weights."""
-        fractions = {dimension.name: Fraction(dimension.weight) for dimension in self.dimensions}
+        whatever the weights. A weight is taken as it is written: 0.1 is a tenth, not the nearest binary fraction."""
+        fractions = {dimension.name: Fraction(repr(dimension.weight)) for dimension in self.dimensions}
         shared = math.lcm(*(fraction.denominator for fraction in fractions.values()))
         return {name: int(fraction * shared) for name, fraction in fractions.items()}
 
