@@ -33,6 +33,7 @@ from preceptor.recipe import POLICY_DIR
 from preceptor.record import Record
 from tests.unit.labelling import (
     GOOD_FAKE,
+    NUM_ASKED,
     POLICY,
     Counting,
     Flaky,
@@ -102,7 +103,7 @@ def test_labelling_accounts_for_every_row_and_skips_when_done(corpus: Record, tm
     assert sorted(keys) == sorted(wanted)
     assert {key.split("/")[0] for key in rejects.column("id").to_pylist()} == {poisoned}
     assert (record.num_rows_in, record.num_rows_kept) == (len(wanted), labels.num_rows)
-    assert record.rejected == {NO_GRADE: 7, INCOMPLETE: 1}
+    assert record.rejected == {NO_GRADE: NUM_ASKED, INCOMPLETE: 1}
     assert label(judge_config(), **args, pairs_per_block=8, out=out) == replace(record, path=out)
 
 
@@ -137,7 +138,7 @@ def test_a_judge_that_breaks_down_leaves_whole_blocks_that_a_rerun_keeps(corpus:
     judge = Counting(dimensions=POLICY.rubric.names, judge_id="good")
     record = label(judge_config(), **args, judge=judge, out=out)
     assert len({pair_id for pair_id, _ in judge.asked}) == 40 - 2 * 8
-    assert record.num_rows_kept == 40 * 8 and not (out / "open").exists() and not (out / "pool").exists()
+    assert record.num_rows_kept == 40 * (NUM_ASKED + 1) and not (out / "open").exists() and not (out / "pool").exists()
 
 
 def test_too_many_rejects_stop_the_stage_and_a_rerun_asks_nothing_again(corpus: Record, tmp_path: Path) -> None:
@@ -145,7 +146,7 @@ def test_too_many_rejects_stop_the_stage_and_a_rerun_asks_nothing_again(corpus: 
     args: dict[str, Any] = {"policy": POLICY_DIR, "corpus": corpus, "calibration": calibration}
     out = tmp_path / "label" / "v1"
     poisoned = replace(GOOD_FAKE, poison_share=1.0)
-    with pytest.raises(RejectCeilingError, match=f"{NO_GRADE}: 280"):
+    with pytest.raises(RejectCeilingError, match=f"{NO_GRADE}: {40 * NUM_ASKED}"):
         label(judge_config(), **args, judge=poisoned, out=out)
     assert not (out / "record.json").exists()
     with pytest.raises(RejectCeilingError):
@@ -162,7 +163,7 @@ def test_a_row_that_fails_for_the_moment_is_tried_again_within_bounds(
     assert label(judge_config(), **args, judge=judge, out=tmp_path / "label" / "v1").rejected == {}
 
     broken = Flaky(dimensions=POLICY.rubric.names, judge_id="good", num_faults=99)
-    with pytest.raises(RejectCeilingError, match=f"{TIMEOUT}: 280"):
+    with pytest.raises(RejectCeilingError, match=f"{TIMEOUT}: {40 * NUM_ASKED}"):
         label(judge_config(), **args, judge=broken, out=tmp_path / "other" / "v1")
     assert set(broken.tries.values()) == {judge_config().max_attempts}
 
@@ -227,7 +228,7 @@ def test_a_row_without_an_answer_is_a_reject_and_one_answered_twice_is_one_label
     args: dict[str, Any] = {"policy": POLICY_DIR, "corpus": corpus, "calibration": calibration, "judge": judge}
     record = label(judge_config(max_attempts=1), **args, out=tmp_path / "label" / "v1")
     assert record.rejected == {"engine error: no answer": 1, INCOMPLETE: 1}
-    assert record.num_rows_in == 40 * 8
+    assert record.num_rows_in == 40 * (NUM_ASKED + 1)
 
 
 def test_what_the_driver_keeps_of_a_shard_does_not_grow_with_its_pairs(corpus: Record, tmp_path: Path) -> None:

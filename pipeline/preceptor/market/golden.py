@@ -22,7 +22,7 @@ GRADER: Final = "market-truth"
 REGION: Final = "golden"
 """The seed region of golden pairs, disjoint from the pool's."""
 
-GOLDEN_SEED: Final = 2025
+GOLDEN_SEED: Final = 2026
 
 
 def write_golden(
@@ -30,7 +30,7 @@ def write_golden(
     *,
     num_queries: int = 220,
     train_documents: int = 8,
-    calibration_documents: int = 10,
+    calibration_documents: int = 14,
     holdout_documents: int = 20,
     seed: int = GOLDEN_SEED,
     out: Path | None = None,

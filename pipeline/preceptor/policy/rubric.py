@@ -85,30 +85,38 @@ class Rubric:
 
         Other keys, such as 'overall', are ignored. PolicyError where a dimension has no grade.
         """
-        weights, total = self._whole_weights
-        try:
-            weighted = sum([weight * grades[name] for name, weight in weights])
-        except KeyError:
-            missing = ", ".join(name for name in self.names if name not in grades)
-            raise PolicyError(f"the overall grade needs every dimension; no grade for {missing}. Grade it.") from None
+        missing = ", ".join(name for name in self.names if name not in grades)
+        if missing:
+            raise PolicyError(f"the overall grade needs every dimension; no grade for {missing}. Grade it.")
+        rated = {name: grades[name] for name in self.names}
+        return min(self.rounded(self.weighted(rated)), *(self.cap(name, grade) for name, grade in rated.items()))
+
+    def weighted(self, grades: Mapping[str, int]) -> int:
+        """The sum of `grades`, some or all of the dimensions', each times its weight as a whole number."""
+        return sum(self._whole_weights[name] * grade for name, grade in grades.items())
+
+    def rounded(self, weighted: int) -> int:
+        """The grade nearest to the mean that `weighted`, the sum over all dimensions, stands for; a half goes down."""
+        total = self._total_weight
         # ceil(weighted / total - 1/2), in whole numbers.
-        overall = -((total - 2 * weighted) // (2 * total))
-        for cap in self.caps:
-            if cap.overall < overall and grades[cap.dimension] <= cap.at_most:
-                overall = cap.overall
-        return overall
+        return -((total - 2 * weighted) // (2 * total))
+
+    def cap(self, dimension: str, grade: int) -> int:
+        """The highest overall grade that the caps allow where `dimension` has `grade`."""
+        found = [cap.overall for cap in self.caps if cap.dimension == dimension and grade <= cap.at_most]
+        return min(found, default=NUM_GRADES - 1)
 
     @cached_property
-    def _whole_weights(self) -> tuple[tuple[tuple[str, int], ...], int]:
-        """Each dimension's weight as a whole number, and their sum.
+    def _whole_weights(self) -> Mapping[str, int]:
+        """Each dimension's weight as a whole number, because a mean of exactly 2.5 must round down on every machine,
+        whatever the weights. A weight is taken as it is written: 0.1 is a tenth, not the nearest binary fraction."""
+        fractions = {dimension.name: Fraction(repr(dimension.weight)) for dimension in self.dimensions}
+        shared = math.lcm(*(fraction.denominator for fraction in fractions.values()))
+        return {name: int(fraction * shared) for name, fraction in fractions.items()}
 
-        Whole, because a mean of exactly 2.5 must round down on every machine, whatever the weights; prepared once,
-        because a table of all 5^7 grades takes 3.75 s with fractions.
-        """
-        fractions = [Fraction(dimension.weight) for dimension in self.dimensions]
-        shared = math.lcm(*(fraction.denominator for fraction in fractions))
-        whole = [int(fraction * shared) for fraction in fractions]
-        return tuple(zip(self.names, whole, strict=True)), sum(whole)
+    @cached_property
+    def _total_weight(self) -> int:
+        return sum(self._whole_weights.values())
 
 
 def read_rubric(text: str, file: Path) -> tuple[Rubric | None, tuple[Finding, ...]]:
