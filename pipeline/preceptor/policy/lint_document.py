@@ -1,0 +1,139 @@
+"""What policy.md says otherwise than rubric.toml and precedents.jsonl, and what it leaves out."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from preceptor.contracts import NUM_GRADES
+from preceptor.policy.document import DOCUMENT, PRECEDENTS, RUBRIC, Policy
+from preceptor.policy.findings import Finding, error_at, warning_at
+from preceptor.policy.prose import (
+    Case,
+    Section,
+    anchor_of,
+    anchor_table,
+    cases,
+    examples,
+    loose_grades,
+    read_grades,
+    sections,
+)
+from preceptor.policy.rubric import Cap, Dimension
+
+_WEIGHT: Final = re.compile(r"\bWeight:? (\d+(?:\.\d+)?)")
+_QUESTION: Final = re.compile(r"\*([^*]+\?)\*")
+_CAP: Final = re.compile(
+    r"\|\s*`?(\w+)`?\s+is\s+(?:at most\s+)?(\d)(?:\s+or\s+(?:less|lower|below))?\s*\|\s*(?:at most\s+)?(\d)\s*\|\s*$"
+)
+
+
+def document_findings(policy: Policy) -> Iterator[Finding]:
+    """What is wrong with the prose, taken by itself and against the other files."""
+    file = policy.path / DOCUMENT
+    found: dict[str, Section] = {}
+    for section in sections(policy.document):
+        name = section.dimension
+        if name is None:
+            continue
+        if name not in policy.rubric.names:
+            yield error_at(file, section.line, f"a section for '{name}', which {RUBRIC} lacks. Add or remove it.")
+        elif name in found:
+            message = f"a second section for '{name}'; the first is on line {found[name].line}. Merge them."
+            yield error_at(file, section.line, message)
+        found.setdefault(name, section)
+    for dimension in policy.rubric.dimensions:
+        if dimension.name in found:
+            yield from _section_findings(file, found[dimension.name], dimension)
+        else:
+            heading = f"### {dimension.title} (`{dimension.name}`)"
+            yield error_at(file, None, f"no section for dimension '{dimension.name}'. Add the heading: {heading}")
+    yield from _cap_findings(policy, file)
+    yield from _case_findings(policy, file)
+    if policy.rubric.version not in policy.document:
+        message = f"the changelog does not mention version {policy.rubric.version} of {RUBRIC}. Say what changed."
+        yield warning_at(file, None, message)
+
+
+def _section_findings(file: Path, section: Section, dimension: Dimension) -> Iterator[Finding]:
+    rows = anchor_table(section)
+    seen: dict[int, int] = {}
+    for number, row in rows:
+        grade, text = anchor_of(row)
+        if grade in seen:
+            message = f"the table gives grade {grade} twice; first on line {seen[grade]}. Keep one."
+            yield error_at(file, number, message)
+        seen.setdefault(grade, number)
+        if grade >= NUM_GRADES:
+            yield error_at(file, number, f"the table has an unknown grade {grade}. Grades are 0 to 4.")
+        elif dimension.anchors[grade] != text:
+            message = f"the table's grade {grade} differs from {RUBRIC}. Copy the anchor: one text, one meaning."
+            yield error_at(file, number, message)
+    for grade in range(NUM_GRADES):
+        if grade not in seen:
+            row = f"| {grade} | {dimension.anchors[grade]} |"
+            message = f"the section of '{dimension.name}' has no anchor for grade {grade}. Add the row: {row}"
+            yield error_at(file, section.line, message)
+    for number, line in section.lines:
+        if rows and number >= rows[0][0]:
+            break
+        if (weight := _WEIGHT.search(line)) and float(weight.group(1)) != dimension.weight:
+            message = f"weight {weight.group(1)}, but {RUBRIC} has {dimension.weight:g}. Mend one of them."
+            yield error_at(file, number, message)
+        if (asked := _QUESTION.match(line)) and asked.group(1) != dimension.question:
+            message = f"the question differs from {RUBRIC}, which asks: {dimension.question} Copy it."
+            yield warning_at(file, number, message)
+    _, broken = examples(section)
+    yield from (error_at(file, number, message) for number, message in broken)
+
+
+def _cap_findings(policy: Policy, file: Path) -> Iterator[Finding]:
+    """Where the prose has a table of caps, how it differs from the rubric's."""
+    rows: dict[Cap, int] = {}
+    for number, line in enumerate(policy.document.split("\n"), 1):
+        row = _CAP.match(line)
+        if row and row.group(1) in policy.rubric.names:
+            rows[Cap(dimension=row.group(1), at_most=int(row.group(2)), overall=int(row.group(3)))] = number
+    if not rows:
+        return
+    for cap, number in rows.items():
+        if cap not in policy.rubric.caps:
+            yield error_at(file, number, f"the table caps overall otherwise than {RUBRIC}. Mend one of them.")
+    for cap in policy.rubric.caps:
+        if cap not in rows:
+            row_text = f"| {cap.dimension} is {cap.at_most} | {cap.overall} |"
+            yield error_at(file, min(rows.values()), f"the table lacks a cap of {RUBRIC}. Add the row: {row_text}")
+
+
+def _case_findings(policy: Policy, file: Path) -> Iterator[Finding]:
+    names = policy.rubric.names
+    found, broken = cases(policy.document, names)
+    yield from (error_at(file, number, message) for number, message in broken)
+    for case in found:
+        if case.grades is not None and (message := policy.rubric.contradiction(case.grades)):
+            yield error_at(file, case.grades_line, f"case {case.id}: {message}")
+        yield from _named_precedent_findings(policy, file, case)
+    for line in loose_grades(policy.document):
+        grades, problems = read_grades(line, names)
+        yield from (error_at(file, number, problem) for number, problem in problems)
+        if grades is not None and (message := policy.rubric.contradiction(grades)):
+            yield error_at(file, line[0], message)
+
+
+def _named_precedent_findings(policy: Policy, file: Path, case: Case) -> Iterator[Finding]:
+    if case.precedent is None:
+        return
+    named = next((precedent for precedent in policy.precedents if precedent.id == case.precedent), None)
+    if named is None:
+        message = f"case {case.id} names the precedent '{case.precedent}', which {PRECEDENTS} lacks. Add or mend it."
+        yield error_at(file, case.precedent_line, message)
+    elif case.grades is not None and case.grades != named.grades:
+        differ = ", ".join(
+            f"{name} {grade}, there {named.grades[name]}"
+            for name, grade in case.grades.items()
+            if grade != named.grades[name]
+        )
+        message = f"case {case.id} is graded otherwise than {PRECEDENTS}:{named.line} '{named.id}': {differ}. Mend one."
+        yield error_at(file, case.grades_line, message)
