@@ -57,6 +57,7 @@ def test_a_whole_policy_lints_clean(folder: Path) -> None:
         ("| 3 | Mostly about it. |", "| 3 | About it. |", "the table's grade 3 differs from rubric.toml"),
         ("| 3 | Mostly about it. |", "| 2 | Mostly about it. |", "the table gives grade 2 twice; first on line 15"),
         ("| 4 | Mother tongue. |", "| 7 | Mother tongue. |", "the table has an unknown grade 7"),
+        ("Version 1.2.0.", "Version 1.1.0.", "the document calls itself 1.1.0, rubric.toml 1.2.0"),
         ("Weight 3.", "Weight 2.", "weight 2, but rubric.toml has 3"),
         ("| language is 0 | 1 |", "| language is 0 | 2 |", "the table caps overall otherwise than rubric.toml"),
         ("- **Grade 1.** Asked", "- **Grade 1:** Asked", "a worked example starts '- **Grade N.** '"),
@@ -254,6 +255,13 @@ def test_a_golden_pair_in_the_documents_examples_is_an_error(folder: Path) -> No
     assert found(folder, f"the posting of this golden pair stands at policy.md:{line}")[2] == "warning"
     edit(folder / "policy.md", "with blue covers,\n  and a fold-out map of hives", "with red boards and no map")
     assert lint(folder) == ()
+
+
+@pytest.mark.parametrize(("version", "warned"), [("1.1.9", True), ("1.2.9+aaaaaaaa", False), ("2.2.0", True)])
+def test_golden_holds_through_patches_of_the_policy(folder: Path, version: str, warned: bool) -> None:
+    write_rows(folder / "golden" / "more.jsonl", [golden(0, 3, 0, policy_version=version)])
+    messages = [finding.message for finding in lint(folder)]
+    assert any("graded under another version than 1.2.0" in message for message in messages) == warned
 
 
 def test_an_undeclared_grader_is_refused_by_name(folder: Path) -> None:

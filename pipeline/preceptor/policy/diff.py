@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from preceptor.contracts import OVERALL
-from preceptor.policy.document import DOCUMENT, FILES, Policy
+from preceptor.policy.document import DOCUMENT, FILES, RUBRIC, Policy
 from preceptor.policy.precedents import Precedent
 from preceptor.policy.prompts import prompt_hash
 from preceptor.policy.prose import anchor_table, cases, sections
@@ -29,7 +29,7 @@ MEANING: Final[tuple[Kind, ...]] = ("dimension", "aggregation", "prompt")
 class Change:
     """One thing that differs: `what` of `subject`, and the rise of the version that it asks for.
 
-    `subject` is a dimension, 'overall', a precedent's or case's id, or a heading of the prose.
+    `subject` is a dimension, 'overall', a precedent's or case's id, a heading of the prose, or the rubric as a whole.
     """
 
     kind: Kind
@@ -263,7 +263,7 @@ def _setting_changes(before: Policy, after: Policy) -> Iterator[Change]:
     )
     for what, was, now in pairs:
         if was != now:
-            yield Change(kind="setting", subject=what, what=_from_to(what, was, now), bump="patch")
+            yield Change(kind="setting", subject=RUBRIC, what=_from_to(what, was, now), bump="patch")
 
 
 def _from_to(what: str, was: str, now: str) -> str:

@@ -23,6 +23,8 @@ from preceptor.policy.prose import (
 )
 from preceptor.policy.rubric import Cap, Dimension
 
+_NUM_TOP_LINES: Final = 10
+_VERSION: Final = re.compile(r"[*_]*Version:?[*_]* (\d+\.\d+\.\d+)")
 _WEIGHT: Final = re.compile(r"\bWeight:? (\d+(?:\.\d+)?)")
 _QUESTION: Final = re.compile(r"\*([^*]+\?)\*")
 _CAP: Final = re.compile(
@@ -52,6 +54,10 @@ def document_findings(policy: Policy) -> Iterator[Finding]:
             yield error_at(file, None, f"no section for dimension '{dimension.name}'. Add the heading: {heading}")
     yield from _cap_findings(policy, file)
     yield from _case_findings(policy, file)
+    for number, line in enumerate(policy.document.split("\n")[:_NUM_TOP_LINES], 1):
+        if (said := _VERSION.match(line)) and said.group(1) != policy.rubric.version:
+            message = f"the document calls itself {said.group(1)}, {RUBRIC} {policy.rubric.version}. Mend one of them."
+            yield error_at(file, number, message)
     if policy.rubric.version not in policy.document:
         message = f"the changelog does not mention version {policy.rubric.version} of {RUBRIC}. Say what changed."
         yield warning_at(file, None, message)
