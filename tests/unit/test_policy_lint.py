@@ -110,6 +110,15 @@ def test_a_section_without_an_anchor_says_which_row_to_add(folder: Path) -> None
     assert found(folder, message) == ("policy.md", line_of(DOCUMENT, "### Subject"), "error")
 
 
+def test_what_is_missing_points_to_where_it_would_go(folder: Path) -> None:
+    edit(folder / "policy.md", "### Language (`language`)", "### Language")
+    edit(folder / "policy.md", "- **1.2.0.** Two", "- **1.1.0.** Two")
+    edit(folder / "policy.md", "Version 1.2.0.", "")
+    subject, changelog = line_of(DOCUMENT, "### Subject"), line_of(DOCUMENT, "## Changelog")
+    assert found(folder, "no section for dimension 'language'") == ("policy.md", subject, "error")
+    assert found(folder, "the changelog does not mention version 1.2.0") == ("policy.md", changelog, "warning")
+
+
 def test_a_section_written_twice_is_an_error(folder: Path) -> None:
     line = edit(folder / "policy.md", "## How the overall", "### More (`subject`)\n\n## How the overall")
     message = f"a second section for 'subject'; the first is on line {line_of(DOCUMENT, '### Subject')}"
@@ -276,7 +285,8 @@ def test_an_undeclared_grader_is_refused_by_name(folder: Path) -> None:
 def test_without_declared_graders_anybody_may_grade_and_lint_warns(tmp_path: Path) -> None:
     rubric = RUBRIC.replace('[golden]\ngraders = ["kim", "lee"]\n', "")
     folder = write_policy(tmp_path / "loans", rubric=rubric, pairs=[*GOLDEN, golden(0, 3, 0, grader_id="anybody")])
-    assert found(folder, "no graders are declared") == ("rubric.toml", None, "warning")
+    line = line_of(rubric, "[prompt]")
+    assert found(folder, "no graders are declared") == ("rubric.toml", line, "warning")
     assert load_golden(folder / "golden", load_policy(folder)).num_rows == 3 * (len(GOLDEN) + 1)
 
 

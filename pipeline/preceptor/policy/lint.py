@@ -70,7 +70,7 @@ def _rubric_findings(policy: Policy) -> Iterator[Finding]:
                 yield warning_at(file, lines.key(start, key), message)
     if not policy.rubric.graders:
         message = 'no graders are declared, so anybody\'s grades count as golden. Add: [golden] graders = ["..."]'
-        yield warning_at(file, None, message)
+        yield warning_at(file, lines.table("[prompt]") or None, message)
     yield from _prompt_findings(policy, file, lines)
 
 

@@ -51,7 +51,9 @@ def document_findings(policy: Policy) -> Iterator[Finding]:
             yield from _section_findings(file, found[dimension.name], dimension)
         else:
             heading = f"### {dimension.title} (`{dimension.name}`)"
-            yield error_at(file, None, f"no section for dimension '{dimension.name}'. Add the heading: {heading}")
+            # Nothing stands where it should be: the reader is sent to where it would go, behind the last section.
+            after = max((section.line for section in found.values()), default=1)
+            yield error_at(file, after, f"no section for dimension '{dimension.name}'. Add the heading: {heading}")
     yield from _cap_findings(policy, file)
     yield from _case_findings(policy, file)
     for number, line in enumerate(policy.document.split("\n")[:_NUM_TOP_LINES], 1):
@@ -60,7 +62,8 @@ def document_findings(policy: Policy) -> Iterator[Finding]:
             yield error_at(file, number, message)
     if policy.rubric.version not in policy.document:
         message = f"the changelog does not mention version {policy.rubric.version} of {RUBRIC}. Say what changed."
-        yield warning_at(file, None, message)
+        heads = [section.line for section in sections(policy.document) if "changelog" in section.title.casefold()]
+        yield warning_at(file, heads[0] if heads else policy.document.count("\n"), message)
 
 
 def _section_findings(file: Path, section: Section, dimension: Dimension) -> Iterator[Finding]:
