@@ -228,6 +228,14 @@ def test_the_command_fails_where_the_version_rose_too_little(
     assert read["prompts"] == ["subject", OVERALL]
 
 
+def test_what_is_the_same_of_many_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    many = "".join(f"#### C-1{n:02} A case\n\nGrades: subject 4, language 4, overall 4\n\n" for n in range(9))
+    changed(tmp_path, ("## Changelog", f"{many}## Changelog"), ("1.2.0", "1.2.1"))
+    assert main(["policy", "diff", str(tmp_path / "before"), str(tmp_path / "after")]) == 0
+    line = "  C-100; C-101; C-102; C-103; C-104; C-105 and 3 more (--json has all): added [patch]"
+    assert line in capsys.readouterr().out.splitlines()
+
+
 # Revisions of git
 
 

@@ -59,7 +59,7 @@ def test_a_whole_policy_lints_clean(folder: Path) -> None:
         ("| 4 | Mother tongue. |", "| 7 | Mother tongue. |", "the table has an unknown grade 7"),
         ("Version 1.2.0.", "Version 1.1.0.", "the document calls itself 1.1.0, rubric.toml 1.2.0"),
         ("Weight 3.", "Weight 2.", "weight 2, but rubric.toml has 3"),
-        ("| language is 0 | 1 |", "| language is 0 | 2 |", "the table caps overall otherwise than rubric.toml"),
+        ("| language is 0 | 1 |", "| language is 0 | 2 |", "the table caps language otherwise than rubric.toml"),
         ("- **Grade 1.** Asked", "- **Grade 1:** Asked", "a worked example starts '- **Grade N.** '"),
         ("- **Grade 1.** Asked", "- **Grade 6.** Asked", "a worked example starts '- **Grade N.** '"),
         ("- **Grade 1.** Asked", "* **grade 1.** Asked", "a worked example starts '- **Grade N.** '"),
@@ -130,6 +130,24 @@ def test_a_missing_cap_and_another_question_are_found(folder: Path) -> None:
     line = edit(folder / "policy.md", "*Can the reader read it?*", "*Does the reader read it?*")
     assert found(folder, "lacks a cap of rubric.toml. Add the row: | language is 0 | 1 |")[2] == "error"
     assert found(folder, "which asks: Can the reader read it?") == ("policy.md", line, "warning")
+
+
+@pytest.mark.parametrize(
+    ("row", "lacks"),
+    [
+        ("| subject or language is 0 | 1 |", 0),
+        ("| subject, language is at most 0 | at most 1 |", 0),
+        ("| language is at most 0 or less | 1 |", 0),
+        ("| language is lowest | 1 |", 0),
+        ("", 1),
+    ],
+)
+def test_a_row_may_cap_several_dimensions_in_several_ways(folder: Path, row: str, lacks: int) -> None:
+    edit(folder / "policy.md", "| language is 0 | 1 |\n", f"{row}\n")
+    if "subject" in row:
+        edit(folder / "rubric.toml", "caps = [\n", 'caps = [\n  { dimension = "subject", at_most = 0, overall = 1 },\n')
+    assert len([finding for finding in lint(folder) if "lacks a cap" in finding.message]) == lacks
+    assert not [finding for finding in lint(folder) if "otherwise than rubric.toml" in finding.message]
 
 
 def test_missing_examples_are_a_warning_that_names_the_grades(folder: Path) -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Final
 
 from preceptor.policy.diff import MEANING, Change, PolicyDiff
 from preceptor.policy.stale import STATES, LabelCount, Model, Staleness
+
+
+_NUM_NAMED: Final = 6
 
 
 def diff_text(change: PolicyDiff, stale: Staleness | None) -> str:
@@ -50,8 +53,19 @@ def diff_json(change: PolicyDiff, stale: Staleness | None) -> dict[str, Any]:
 
 
 def _block(title: str, changes: Iterable[Change], kinds: Iterable[str]) -> list[str]:
-    listed = [item for item in changes if item.kind in kinds]
-    return [f"{title}:", *(f"  {item.subject}: {item.what} [{item.bump}]" for item in listed)] if listed else []
+    by_what: dict[tuple[str, str], list[str]] = {}
+    for item in changes:
+        if item.kind in kinds:
+            by_what.setdefault((item.what, item.bump), []).append(item.subject)
+    if not by_what:
+        return []
+    return [f"{title}:", *(f"  {_subjects(names)}: {what} [{bump}]" for (what, bump), names in by_what.items())]
+
+
+def _subjects(names: list[str]) -> str:
+    """The names, or the first of many: a new document has a hundred that are merely new."""
+    more = f" and {len(names) - _NUM_NAMED} more (--json has all)" if len(names) > _NUM_NAMED else ""
+    return "; ".join(names[:_NUM_NAMED]) + more
 
 
 def _version_text(change: PolicyDiff) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -20,6 +20,7 @@ from preceptor.policy.prose import (
     loose_grades,
     read_grades,
     sections,
+    tables,
 )
 from preceptor.policy.rubric import Cap, Dimension
 
@@ -28,7 +29,8 @@ _VERSION: Final = re.compile(r"[*_]*Version:?[*_]* (\d+\.\d+\.\d+)")
 _WEIGHT: Final = re.compile(r"\bWeight:? (\d+(?:\.\d+)?)")
 _QUESTION: Final = re.compile(r"\*([^*]+\?)\*")
 _CAP: Final = re.compile(
-    r"\|\s*`?(\w+)`?\s+is\s+(?:at most\s+)?(\d)(?:\s+or\s+(?:less|lower|below))?\s*\|\s*(?:at most\s+)?(\d)\s*\|\s*$"
+    r"\|\s*(.+?)\s+(?:is|are)\s+(?:at most\s+)?(\d)(?:\s+or\s+(?:less|lower|below))?\s*"
+    r"\|\s*(?:at most\s+)?(\d)\s*\|\s*$"
 )
 
 
@@ -99,21 +101,35 @@ def _section_findings(file: Path, section: Section, dimension: Dimension) -> Ite
 
 
 def _cap_findings(policy: Policy, file: Path) -> Iterator[Finding]:
-    """Where the prose has a table of caps, how it differs from the rubric's."""
-    rows: dict[Cap, int] = {}
-    for number, line in enumerate(policy.document.split("\n"), 1):
-        row = _CAP.match(line)
-        if row and row.group(1) in policy.rubric.names:
-            rows[Cap(dimension=row.group(1), at_most=int(row.group(2)), overall=int(row.group(3)))] = number
-    if not rows:
-        return
-    for cap, number in rows.items():
+    """How a table of caps in the prose, with rows such as ``| pay or place is 0 | 2 |``, differs from the rubric's.
+
+    A table with a row in other words is not asked for the caps it lacks: that row may hold them.
+    """
+    stated: dict[Cap, int] = {}
+    is_whole = True
+    for table in tables(policy.document):
+        rows = {number: _caps_of(line, policy.rubric.names) for number, line in table[2:]}
+        if any(rows.values()):
+            is_whole = is_whole and all(rows.values())
+            stated |= {cap: number for number, caps in rows.items() for cap in caps}
+    for cap, number in stated.items():
         if cap not in policy.rubric.caps:
-            yield error_at(file, number, f"the table caps overall otherwise than {RUBRIC}. Mend one of them.")
-    for cap in policy.rubric.caps:
-        if cap not in rows:
-            row_text = f"| {cap.dimension} is {cap.at_most} | {cap.overall} |"
-            yield error_at(file, min(rows.values()), f"the table lacks a cap of {RUBRIC}. Add the row: {row_text}")
+            yield error_at(file, number, f"the table caps {cap.dimension} otherwise than {RUBRIC}. Mend one of them.")
+    for cap in policy.rubric.caps if stated and is_whole else ():
+        if cap not in stated:
+            row = f"| {cap.dimension} is {cap.at_most} | {cap.overall} |"
+            yield error_at(file, min(stated.values()), f"the table lacks a cap of {RUBRIC}. Add the row: {row}")
+
+
+def _caps_of(row: str, names: Sequence[str]) -> list[Cap]:
+    """The caps that a row states, one for each dimension it names; none where it is no such row."""
+    found = _CAP.match(row)
+    named = re.findall(r"\w+", found.group(1)) if found else []
+    dimensions = [name for name in named if name not in ("or", "and")]
+    if found is None or not {*dimensions} <= {*names}:
+        return []
+    at_most, overall = int(found.group(2)), int(found.group(3))
+    return [Cap(dimension=name, at_most=at_most, overall=overall) for name in dimensions]
 
 
 def _case_findings(policy: Policy, file: Path) -> Iterator[Finding]:

@@ -95,6 +95,19 @@ def sections(document: str) -> tuple[Section, ...]:
     return tuple(whole)
 
 
+def tables(document: str) -> tuple[Lines, ...]:
+    """Each table of `document` as its numbered lines, header and rule first."""
+    found: list[list[tuple[int, str]]] = []
+    for number, line in _outside_fences(document):
+        if not line.startswith("|"):
+            continue
+        if found and found[-1][-1][0] == number - 1:
+            found[-1].append((number, line))
+        else:
+            found.append([(number, line)])
+    return tuple(found)
+
+
 def anchor_table(section: Section) -> Lines:
     """The rows (line, whole line) of the first table of the section that has a grade in its first column."""
     rows: list[tuple[int, str]] = []
