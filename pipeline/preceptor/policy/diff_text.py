@@ -10,7 +10,6 @@ from typing import Any, Final
 from preceptor.policy.diff import MEANING, Change, PolicyDiff
 from preceptor.policy.stale import STATES, LabelCount, Model, Staleness
 
-
 _NUM_NAMED: Final = 6
 
 
