@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Final
 
 from preceptor.cli_plan import add_plan
+from preceptor.cli_policy import add_policy
 from preceptor.errors import PreceptorError, RecipeError
 from preceptor.plan import choose, make_plan
-from preceptor.recipe import POLICY_DIR, CorporaConfig, Recipe
+from preceptor.recipe import CorporaConfig, Recipe
 from preceptor.recipes import SHIPPED, find_recipe, with_data
 
 _EPILOG: Final = """\
@@ -30,6 +31,7 @@ examples:
   preceptor score --bundle runs/demo/export/v1/bundle --pairs pairs.parquet --out scores.parquet
   preceptor serve --bundle runs/demo/export/v1/bundle
   preceptor policy lint policy/job_match
+  preceptor policy diff HEAD:policy/job_match policy/job_match --root runs/demo
   preceptor plan cluster --pairs 1e6 1e9               hours, money and bytes of labelling, on paper
 """
 
@@ -84,7 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_score(commands.add_parser("score", help="score a file of pairs with a bundle"))
     _add_serve(commands.add_parser("serve", help="serve a bundle over HTTP with Ray Serve"))
-    _add_policy(commands.add_parser("policy", help="check or show a policy"))
+    add_policy(commands.add_parser("policy", help="check, show or compare policies"))
     return parser
 
 
@@ -176,17 +178,6 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--host", default="127.0.0.1", help="interface to bind (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, default=8000, help="port to bind (default: 8000)")
     parser.set_defaults(run=_serve)
-
-
-def _add_policy(parser: argparse.ArgumentParser) -> None:
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for name, about, run in (
-        ("lint", "check a policy; exit 1 where there are errors", _lint),
-        ("show", "print a policy's dimensions, anchors and rule", _show),
-    ):
-        command = commands.add_parser(name, help=about, description=about)
-        command.add_argument("directory", type=Path, nargs="?", default=POLICY_DIR, help="default: the shipped policy")
-        command.set_defaults(run=run)
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -310,21 +301,6 @@ def _serve(arguments: argparse.Namespace) -> int:
 
     with ray_cluster():
         run_app(arguments.bundle.resolve(), host=arguments.host, port=arguments.port)
-    return 0
-
-
-def _lint(arguments: argparse.Namespace) -> int:
-    from preceptor.policy import format_findings, lint
-
-    findings = lint(arguments.directory)
-    print(format_findings(findings))
-    return int(any(finding.severity == "error" for finding in findings))
-
-
-def _show(arguments: argparse.Namespace) -> int:
-    from preceptor.policy import load_policy, show
-
-    print(show(load_policy(arguments.directory)))
     return 0
 
 

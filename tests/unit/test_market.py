@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -13,7 +14,7 @@ import numpy as np
 import pytest
 
 from preceptor.contracts import ACTIONS, IMPRESSIONS, OVERALL, PAIRS, SPLITS, content_id, rows_to_table, split_of
-from preceptor.errors import RecipeError
+from preceptor.errors import PolicyError, RecipeError
 from preceptor.evaluation.metrics import ndcg_at
 from preceptor.market import (
     Group,
@@ -28,16 +29,18 @@ from preceptor.market import (
     grade,
     grade_all,
 )
-from preceptor.market.golden import write_golden
+from preceptor.market.golden import GRADER, write_golden
 from preceptor.market.industries import industries
 from preceptor.market.latent import STYLES, Direction, Holding, Workplace, stream
 from preceptor.market.latent import Path as WayOn
 from preceptor.market.postings import MIX, kinds_for
 from preceptor.market.roles import catalogue
+from preceptor.market.stage import market
 from preceptor.market.texts import posting_text, profile_text, query_text
 from preceptor.market.truth import explain
 from preceptor.policy import Rubric, load_policy
 from preceptor.recipe import POLICY_DIR, MarketConfig
+from preceptor.record import DEV, begin
 
 CONFIG = MarketConfig(num_queries=60, documents_per_query=10, num_requests=80, num_holdout_requests=40)
 QUERY = Query(style="title", role="hgv_driver")
@@ -376,6 +379,20 @@ def test_candidates_span_good_to_bad_for_any_number(num_documents: int) -> None:
 def test_shipped_golden_files_are_a_fresh_generation(tmp_path: Path) -> None:
     for fresh in write_golden(POLICY_DIR, out=tmp_path):
         assert fresh.read_bytes() == (POLICY_DIR / "golden" / fresh.name).read_bytes(), fresh.name
+
+
+def test_a_golden_file_that_is_refused_costs_an_earlier_corpus_nothing(tmp_path: Path) -> None:
+    policy, out = Path(shutil.copytree(POLICY_DIR, tmp_path / "policy")), tmp_path / "corpus" / DEV
+    begin("market", CONFIG, out=out).finish(num_rows_kept=7)
+    (out / "pairs").mkdir()
+    before = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
+    file = policy / "golden" / "train.jsonl"
+    rows = file.read_text().split("\n")
+    file.write_text("\n".join([*rows[:2], rows[2].replace(GRADER, "markt-truth"), *rows[3:]]))
+    with pytest.raises(PolicyError) as caught:
+        market(CONFIG, policy=policy, out=out)
+    assert str(caught.value).startswith(f"{file}:3: unknown grader 'markt-truth'. rubric.toml declares: {GRADER}.")
+    assert {file: file.read_bytes() for file in out.rglob("*") if file.is_file()} == before
 
 
 def test_golden_splits_follow_the_query_and_share_none() -> None:

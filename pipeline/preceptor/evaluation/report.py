@@ -218,6 +218,7 @@ def _stage_row(name: str, record: Record) -> dict[str, str]:
         "stage": name,
         "version": record.version,
         "fingerprint": record.fingerprint,
+        "policy": record.policy_version or "",
         "rows_in": f"{record.num_rows_in:,}",
         "rows_kept": f"{record.num_rows_kept:,}",
         "rows_rejected": f"{sum(record.rejected.values()):,}",

@@ -43,10 +43,12 @@ def market(config: MarketConfig, *, policy: Path, out: Path) -> Record:
     from preceptor.policy import load_golden, load_policy
 
     loaded = load_policy(policy)
+    # Before `begin`, which may clear what an earlier run left: golden that is refused must cost nothing.
+    golden = load_golden(policy / "golden", loaded)
     run = begin("market", config, out=out, policy_version=loaded.version)
     if run.record is not None:
         return run.record
-    write_table(load_golden(policy / "golden", loaded), out / "golden" / "part-000000.parquet", GOLDEN)
+    write_table(golden, out / "golden" / "part-000000.parquet", GOLDEN)
     num_requests = config.num_requests + config.num_holdout_requests
     tally = _stream(partial(pairs_chunk, config=config, policy=loaded, out=out), config.num_queries, CHUNK_QUERIES)
     tally += _stream(partial(requests_chunk, config=config, policy=loaded, out=out), num_requests, CHUNK_REQUESTS)

@@ -91,6 +91,7 @@ def train_teacher(
     heads = grade_heads(head_names) if kind == "grade" else action_heads(head_names)
     ranker, tokenizer = init_ranker(config.backbone, resolve_backbone(config.backbone.source), heads)
     num_parameters = sum(weight.numel() for weight in ranker.parameters())
+    ranker.set_policy_version(run.policy_version)
     ranker.save(initial, tokenizer)
     del ranker
     objective = (
