@@ -96,7 +96,7 @@ def read_decisions(file: Path, draft: Draft) -> tuple[tuple[Decision, ...], tupl
         before = settled.get(key)
         if before is not None and before.grade != grade:
             wrong.append(
-                f"{before.decided_by} has decided this already: {before.grade}. Import the answers anew to undo."
+                f"{before.decided_by} has decided on {before.grade} already. To undo, import the answers anew."
             )
         findings += [error_at(file, line, message) for message in wrong]
         if not wrong and before is None and grade is not None:
