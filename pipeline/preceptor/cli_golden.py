@@ -89,7 +89,7 @@ def _export(arguments: argparse.Namespace) -> int:
     from preceptor.golden.files import write_new
     from preceptor.golden.graders import choose_graders
     from preceptor.golden.labelstudio import interface_xml, tasks_json
-    from preceptor.golden.rounds import strata_table, write_round
+    from preceptor.golden.rounds import round_file, round_json, strata_table
     from preceptor.golden.spreadsheet import anchors_page, tasks_csv
     from preceptor.policy import load_policy
 
@@ -111,9 +111,8 @@ def _export(arguments: argparse.Namespace) -> int:
         texts = {out: tasks_json(round_), out.with_name(f"{out.stem}.labeling.xml"): interface_xml(policy)}
     else:
         texts = {out: tasks_csv(round_), out.with_name(f"{out.stem}.anchors.md"): anchors_page(policy)}
-    kept = write_round(arguments.policy, round_)
-    for file, text in texts.items():
-        write_new(file, text)
+    kept = round_file(arguments.policy, round_.id)
+    write_new({kept: round_json(round_), **texts})
     print(strata_table(round_))
     print("".join(f"left out: {num} {why}\n" for why, num in round_.skipped.items()), end="")
     num_known = sum(task.known is not None for task in round_.tasks)
@@ -159,7 +158,7 @@ def _adjudicate(arguments: argparse.Namespace) -> int:
 
     draft = read_draft(arguments.draft)
     if arguments.out is not None:
-        write_new(arguments.out, worklist(draft, load_policy(arguments.policy)))
+        write_new({arguments.out: worklist(draft, load_policy(arguments.policy))})
         print(f"adjudicate: {len(undecided(draft))} differences to decide; {arguments.out}")
         return 0
     decisions, findings, num_empty = read_decisions(arguments.decisions, draft)

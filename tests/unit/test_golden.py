@@ -133,6 +133,7 @@ def test_the_same_export_twice_is_the_same_and_another_seed_another(desk: Desk, 
     said = desk.refused(*export_arguments(desk, tmp_path / "pairs.parquet", desk.tasks, "--seed", 1))
     assert f"{desk.tasks}: exists and holds something else" in said
     assert desk.tasks.read_bytes() == before
+    assert len(list((desk.policy / "golden" / "rounds").iterdir())) == 1, "a refused export leaves no round"
 
 
 def test_strata_are_filled_over_many_queries_and_what_lacks_is_said(desk: Desk, tmp_path: Path) -> None:

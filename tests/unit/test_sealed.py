@@ -136,6 +136,8 @@ def test_what_may_be_read_is_read_and_the_seal_comes_off(policy: Path, tmp_path:
         assert is_sealed(golden / "holdout.jsonl") and not is_sealed(golden / "train.jsonl")
         rows = load_golden(golden, POLICY)
         assert set(rows["split"].to_pylist()) == {"train", "calibration"}
+        said = subprocess.run(["echo", "ground.jsonl my-holdout.jsonl"], capture_output=True, text=True)
+        assert said.stdout == "ground.jsonl my-holdout.jsonl\n", "another name that ends in a sealed one is none"
         assert "holdout 0" in show(load_policy(policy))
         assert [finding for finding in lint(policy) if finding.severity == "error"] == []
     assert not is_sealed(golden / "holdout.jsonl")

@@ -11,7 +11,7 @@ from typing import Final
 
 import pyarrow as pa
 
-from preceptor.contracts import PAIRS, conform, content_id, parquet_files, read_parquet, split_of
+from preceptor.contracts import PAIRS, conform, content_id, make_pair, parquet_files, read_parquet
 from preceptor.errors import InputError, PolicyError, located
 from preceptor.golden.rounds import Round, Stratum, Task
 from preceptor.policy import Policy
@@ -85,18 +85,19 @@ def make_round(
 def read_candidates(path: Path, columns: Sequence[str] = STRATA) -> list[Candidate]:
     """The pairs of a PAIRS file or folder, with their values of `columns`, which may be further text columns of it.
 
-    The split is always that of the query's hash, by which golden is parted. InputError where a column is missing or is
-    not text.
+    Ids and split are those of the texts, by which golden is told apart and parted. InputError where a column is missing
+    or is not text.
     """
     candidates: list[Candidate] = []
     for file in parquet_files(path):
         table = read_parquet(file)
         rows = conform(table, PAIRS, where=file).to_pylist()
-        for row in rows:
-            row["split"] = split_of(row["query_id"])
-        values = [[row[name] for row in rows] if name in PAIRS.names else _texts(table, name, file) for name in columns]
-        strata = list(zip(*values, strict=True)) if columns else [()] * len(rows)
-        candidates += [Candidate(pair=row, stratum=stratum) for row, stratum in zip(rows, strata, strict=True)]
+        pairs = [make_pair(row["query"], row["profile"], row["document"], slice=row["slice"]) for row in rows]
+        values = [
+            [pair[name] for pair in pairs] if name in PAIRS.names else _texts(table, name, file) for name in columns
+        ]
+        strata = list(zip(*values, strict=True)) if columns else [()] * len(pairs)
+        candidates += [Candidate(pair=pair, stratum=stratum) for pair, stratum in zip(pairs, strata, strict=True)]
     return candidates
 
 

@@ -90,7 +90,8 @@ def write_draft(draft: Draft) -> Path:
     """The draft's file; InputError where something else stands there."""
     head = {"kind": "draft", "round": draft.round, "policy_version": draft.policy_version}
     lines = [{**head, "dimensions": draft.dimensions}, *_lines("task", draft.tasks), *_lines("graded", draft.graded)]
-    return write_new(draft.file, "".join(map(_dump, [*lines, *_lines("decision", draft.decisions)])))
+    write_new({draft.file: "".join(map(_dump, [*lines, *_lines("decision", draft.decisions)]))})
+    return draft.file
 
 
 def add_decisions(draft: Draft, decisions: Iterable[Decision]) -> Path:

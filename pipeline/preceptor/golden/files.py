@@ -11,16 +11,15 @@ from preceptor.contracts import whole_file
 from preceptor.errors import InputError
 
 
-def write_new(file: Path, text: str) -> Path:
-    """`file`, holding `text`; InputError where it exists and holds anything else."""
-    data = text.encode()
-    if file.exists():
-        if file.is_file() and file.read_bytes() == data:
-            return file
-        raise InputError(f"{file}: exists and holds something else; nothing is overwritten. Choose another name.")
-    with whole_file(file) as sink:
-        sink.write(data)
-    return file
+def write_new(texts: Mapping[Path, str]) -> None:
+    """Write each file that is not there; InputError, before any is written, where one exists and holds another text."""
+    missing = [file for file in texts if not file.exists()]
+    for file in texts.keys() - set(missing):
+        if not file.is_file() or file.read_bytes() != texts[file].encode():
+            raise InputError(f"{file}: exists and holds something else; nothing is overwritten. Choose another name.")
+    for file in missing:
+        with whole_file(file) as sink:
+            sink.write(texts[file].encode())
 
 
 def csv_text(columns: Sequence[str], rows: Iterable[Mapping[str, object]]) -> str:

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Final
 
 from preceptor.errors import InputError
-from preceptor.golden.files import write_new
 from preceptor.policy.document import GOLDEN_DIR
 
 ROUNDS: Final = "rounds"
@@ -60,15 +59,19 @@ class Round:
     tasks: tuple[Task, ...]
 
 
-def write_round(policy: Path, round_: Round) -> Path:
-    """The round's file in the policy; InputError where another round stands there under its id."""
-    file = _file(policy, round_.id)
-    return write_new(file, json.dumps(dataclasses.asdict(round_), ensure_ascii=False, indent=1) + "\n")
+def round_file(policy: Path, id: str) -> Path:
+    """Where the round of this id is kept in the policy."""
+    return policy / GOLDEN_DIR / ROUNDS / f"{id}.json"
+
+
+def round_json(round_: Round) -> str:
+    """The text of the round's file."""
+    return json.dumps(dataclasses.asdict(round_), ensure_ascii=False, indent=1) + "\n"
 
 
 def find_round(policy: Path, id: str) -> Round | None:
     """The round of this id, or None where the policy has none; InputError where its file is damaged."""
-    file = _file(policy, id)
+    file = round_file(policy, id)
     # Ids come from files of other people.
     if not id.isalnum() or not file.is_file():
         return None
@@ -104,7 +107,3 @@ def strata_table(round_: Round) -> str:
         ).rstrip()
         for line in cells
     )
-
-
-def _file(policy: Path, id: str) -> Path:
-    return policy / GOLDEN_DIR / ROUNDS / f"{id}.json"

@@ -50,15 +50,9 @@ def seal_draft(draft: Draft, policy: Policy, *, out: Path, bar: float) -> Sealed
     if not texts:
         raise GoldenRefused(f"{draft.file}: no pair has two graders: {dict(left_out)}. Import more answers.")
     files = {split: out / f"{draft.file.stem}.{split}.jsonl" for split in texts}
-    existing = [file for split, file in files.items() if file.exists() and file.read_text() != texts[split]]
-    if existing:
-        raise InputError(
-            f"{existing[0]}: exists and holds something else; nothing is overwritten. Choose another --out."
-        )
     _check_fits(texts, files, policy)
-    written = [write_new(file, texts[split]) for split, file in files.items()]
-    counts = {file: len(lines[split]) for file, split in zip(written, files, strict=True)}
-    return Sealed(num_pairs=counts, left_out=left_out)
+    write_new({file: texts[split] for split, file in files.items()})
+    return Sealed(num_pairs={file: len(lines[split]) for split, file in files.items()}, left_out=left_out)
 
 
 def _check_agreed(draft: Draft, bar: float) -> None:

@@ -75,6 +75,6 @@ def verify(policy: Path, found: Seal) -> None:
     counts = ", ".join(f"{name} {before[name]} -> {after[name]}" for name in names) or "the counts are the same"
     raise PolicyError(
         f"{policy / GOLDEN_DIR / SEAL}: the holdout is not the one that was sealed: rows {seal.rows[:8]} -> "
-        f"{found.rows[:8]}; {counts}. Bring the holdout back, or, where the change is meant and reviewed: "
-        f"preceptor golden census --policy {policy}"
+        f"{found.rows[:8]}; {counts}. Where golden has grown since the corpus was made, give the run a new --version; "
+        f"where a change is meant and reviewed, run preceptor golden census --policy {policy}; else bring it back."
     )

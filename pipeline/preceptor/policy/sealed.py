@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import sys
 import threading
 from collections.abc import Iterable, Iterator
@@ -37,12 +38,14 @@ _COMMANDS: Final = ("subprocess.Popen", "os.system", "os.exec", "os.posix_spawn"
 
 @dataclass(frozen=True, kw_only=True)
 class _Seal:
-    """Real paths of the sealed files and folders, and which files those were when the seal was put on."""
+    """Real paths of the sealed files and folders, which files those were when the seal was put on, their names, and
+    what finds one in a command."""
 
     files: frozenset[str]
     folders: tuple[str, ...]
     inodes: frozenset[tuple[int, int]]
-    names: tuple[str, ...]
+    names: frozenset[str]
+    mentioned: re.Pattern[str]
 
 
 # Process-wide on purpose: an audit hook cannot be taken off again, and a seal that another thread could look behind
@@ -88,11 +91,14 @@ def _seal_of(golden: Iterable[Path]) -> _Seal:
             elif is_sealed(item) or _only_holdout(item):
                 files.append(item)
     inside = [item for folder in folders for item in folder.rglob("*") if item.is_file()]
+    names = {*(file.name for file in (*files, *inside)), *(f"golden/{folder.name}" for folder in folders)}
+    whole = "|".join(map(re.escape, sorted(names)))
     return _Seal(
         files=frozenset(os.path.realpath(file) for file in files),
         folders=tuple(os.path.realpath(folder) + os.sep for folder in folders),
         inodes=frozenset(key for file in (*files, *inside) if (key := _inode(file)) is not None),
-        names=tuple({*(file.name for file in (*files, *inside)), *(f"golden/{folder.name}" for folder in folders)}),
+        names=frozenset(names),
+        mentioned=re.compile(rf"(?<![\w.-])(?:{whole})(?![\w-])" if names else r"(?!)"),
     )
 
 
@@ -127,7 +133,7 @@ def _hook(event: str, arguments: tuple[object, ...]) -> None:
             raise _error(arguments[0])
     elif event in _COMMANDS:
         for word in _words(arguments):
-            if any(name in word for seal in _active for name in seal.names) or _refused(word, 0):
+            if any(seal.mentioned.search(word) for seal in _active) or _refused(word, 0):
                 raise _error(word)
 
 
