@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from preceptor.cli_golden import GOLDEN_EPILOG, add_golden
 from preceptor.cli_plan import add_plan
 from preceptor.cli_policy import add_policy
 from preceptor.errors import PreceptorError, RecipeError
@@ -87,6 +88,14 @@ def _parser() -> argparse.ArgumentParser:
     _add_score(commands.add_parser("score", help="score a file of pairs with a bundle"))
     _add_serve(commands.add_parser("serve", help="serve a bundle over HTTP with Ray Serve"))
     add_policy(commands.add_parser("policy", help="check, show or compare policies"))
+    add_golden(
+        commands.add_parser(
+            "golden",
+            help="pairs to people, their grades back, golden files",
+            epilog=GOLDEN_EPILOG,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+    )
     return parser
 
 

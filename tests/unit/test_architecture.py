@@ -21,7 +21,7 @@ LAYERS = (
     ("contracts",),
     ("record", "recipe"),
     ("policy", "evaluation.metrics", "contracts_doc"),
-    ("capacity",),
+    ("golden", "capacity"),
     ("capacity_table",),
     ("market", "ranker"),
     ("sources", "judge"),
@@ -31,7 +31,7 @@ LAYERS = (
     ("sources.rerank_report", "sources.headline_report", "parity"),
     ("export", "recipes"),
     ("plan",),
-    ("running", "batch", "cli_plan", "cli_policy"),
+    ("running", "batch", "cli_plan", "cli_policy", "cli_golden"),
     ("cli",),
 )
 LAYER_OF = {room: layer for layer, rooms in enumerate(LAYERS) for room in rooms}
@@ -45,11 +45,13 @@ LIGHT = (
     "recipe",
     "recipes",
     "policy",
+    "golden",
     "capacity",
     "capacity_table",
     "plan",
     "cli_plan",
     "cli_policy",
+    "cli_golden",
     "batch",
     "cli",
 )

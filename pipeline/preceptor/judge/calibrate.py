@@ -14,9 +14,10 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from preceptor.contracts import GOLDEN, LABELS, NUM_GRADES, OVERALL, PAIRS, content_id, read_table
+from preceptor.contracts import LABELS, NUM_GRADES, OVERALL, PAIRS, content_id, read_table
 from preceptor.errors import InputError
 from preceptor.evaluation.metrics import bootstrap, confusion, quadratic_kappa
+from preceptor.golden import tuning_rows, without_holdout
 from preceptor.judge.judges import open_judge
 from preceptor.judge.pool import lay_pool
 from preceptor.judge.replies import Judge
@@ -52,6 +53,7 @@ class Agreement:
         return _joined([predicted for _, predicted in self.by_query])
 
 
+@without_holdout
 def calibrate(
     config: JudgeConfig,
     *,
@@ -109,11 +111,9 @@ def calibration_rows(path: Path, *, num_pairs: int) -> pa.Table:
     Groups come in the order of a hash, so that a larger number extends the choice and any number samples all slices.
     The first group is always taken. InputError where golden has no calibration pair.
     """
-    golden = read_table(path, GOLDEN)
-    rows = golden.filter(pc.equal(golden.column("split"), SPLIT))
+    rows = tuning_rows(path, split=SPLIT)
     if not rows.num_rows:
-        have = ", ".join(sorted(set(golden.column("split").to_pylist()))) or "none"
-        raise InputError(f"{path}: no golden pair in split '{SPLIT}'; splits there: {have}. Add queries to golden.")
+        raise InputError(f"{path}: no golden pair in split '{SPLIT}'. Add queries to golden.")
     groups: dict[tuple[str, str], set[str]] = {}
     for pair in rows.select(["query_id", "profile_id", "pair_id"]).to_pylist():
         groups.setdefault((pair["query_id"], pair["profile_id"]), set()).add(pair["pair_id"])

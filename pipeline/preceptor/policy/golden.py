@@ -17,6 +17,7 @@ from preceptor.policy.findings import Finding, error_at, read_text, refuse
 from preceptor.policy.jsonl import grade_problems, key_problems, read_lines
 from preceptor.policy.precedents import Precedent
 from preceptor.policy.rubric import Rubric
+from preceptor.policy.sealed import is_sealed
 from preceptor.policy.similar import words_of
 
 if TYPE_CHECKING:
@@ -55,8 +56,13 @@ def load_golden(path: Path, policy: Policy) -> pa.Table:
 
 
 def golden_files(path: Path) -> tuple[Path, ...]:
-    """The golden files at `path`, sorted by name; none where there is nothing."""
-    return (path,) if path.is_file() else tuple(sorted(path.glob("*.jsonl")))
+    """The golden files at `path`, sorted by name; none where there is nothing.
+
+    Of a folder, those that are sealed now are left out: what tunes a judge sees train and calibration.
+    """
+    if path.is_file():
+        return (path,)
+    return tuple(file for file in sorted(path.glob("*.jsonl")) if not is_sealed(file))
 
 
 def read_golden(files: Iterable[Path], rubric: Rubric) -> tuple[tuple[GoldenPair, ...], tuple[Finding, ...]]:
