@@ -112,7 +112,11 @@ def test_hosted_logits_are_those_of_the_checkpoint_in_transformers(local_ray: An
         wanted[pair["pair_id"]] = {name: logits[where] for name, where in found.heads.items()}
 
     judge = HostedJudge(
-        judge_id="teacher", checkpoint=found, dimensions=(), engine=EngineConfig(dtype="float32", batch_size=4)
+        judge_id="teacher",
+        checkpoint=found,
+        dimensions=(),
+        engine=EngineConfig(dtype="float32", batch_size=4),
+        heads=tuple(found.heads),
     )
 
     @ray.remote(max_calls=1, runtime_env={"env_vars": dict(judge.workers.env)})
