@@ -59,6 +59,7 @@ def test_a_judge_that_agrees_passes_and_the_record_says_how_well(corpus: Record,
         "agreement",
         "consistency",
         "asked",
+        "reused",
         "num_rows_asked",
         "num_rows_reused",
     }

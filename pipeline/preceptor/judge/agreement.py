@@ -222,12 +222,17 @@ def cells_of_json(content: Iterable[Mapping[str, Any]]) -> tuple[Cell, ...]:
         Cell(
             **{
                 **row,
-                **{name: Interval(**{k: np.nan if v is None else v for k, v in row[name].items()}) for name in _KAPPAS},
+                **{name: _interval_of(row[name]) for name in _KAPPAS},
                 "confusion": tuple(tuple(line) for line in row["confusion"]),
             }
         )
         for row in content
     )
+
+
+def _interval_of(content: Mapping[str, Any]) -> Interval:
+    value, low, high = (math.nan if content[end] is None else content[end] for end in ("value", "low", "high"))
+    return Interval(value=value, low=low, high=high, num_groups=content["num_groups"])
 
 
 def _defined(interval: Mapping[str, float]) -> dict[str, float | None]:

@@ -285,7 +285,7 @@ def _write(work: Work, ticket: Ticket, pairs: pa.Table, answers: Answers, held: 
         rejects,
         num_pairs=pairs.num_rows,
         asked=Counter(reply.dimension for reply in answers.replies),
-        num_reused=len(held),
+        reused=Counter(reply.dimension for reply in held),
         usage=answers.usage,
     )
     write_json(done_file(work, ticket), tally.to_json())

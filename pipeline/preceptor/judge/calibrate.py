@@ -43,8 +43,8 @@ def calibrate(
     reaches `config.floor`; the record is written either way. Kappa is over the pairs that got a grade, and 0 where it
     is undefined. ``metrics["agreement"]`` holds every cell (`agreement_table`), ``metrics["consistency"]`` the judge's
     agreement with itself. Labels that another version in `out`'s folder gave, and that still hold, are taken over;
-    ``metrics["asked"]`` counts the others by dimension. With `teacher` the judge is that stage's ``model/``; `judge`
-    stands in for the one `config` names.
+    ``metrics["reused"]`` and ``["asked"]`` count both by dimension. With `teacher` the judge is that stage's
+    ``model/``; `judge` stands in for the one `config` names.
     Raises InputError without calibration pairs, RejectCeilingError where too many replies hold no grade.
     """
     loaded = load_policy(policy)
@@ -76,6 +76,7 @@ def calibrate(
             "consistency": self_agreement(golden, labels, out),
             "num_pairs": tally.num_pairs,
             "asked": dict(tally.asked),
+            "reused": dict(tally.reused),
             "num_rows_asked": tally.num_asked,
             "num_rows_reused": tally.num_reused,
             "label_mass": tally.label_mass / tally.num_labels if tally.num_labels else 0.0,

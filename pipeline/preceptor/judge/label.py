@@ -110,6 +110,7 @@ def label(
             "num_one_hot": tally.num_one_hot,
             "overall_grades": list(tally.overall_grades),
             "asked": dict(tally.asked),
+            "reused": dict(tally.reused),
             "num_rows_asked": tally.num_asked,
             "num_rows_reused": tally.num_reused,
             **usage_metrics(tally),

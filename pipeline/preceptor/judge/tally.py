@@ -15,7 +15,7 @@ from preceptor.judge.replies import Usage, is_passing
 class Tally:
     """Rows by outcome. `label_mass` is a sum over labels; `num_asked` are the rows put to the judge, retries apart.
 
-    `asked` are those by dimension.
+    `asked` and `reused` are the rows put to the judge and those taken over, by dimension.
     """
 
     num_pairs: int = 0
@@ -28,6 +28,7 @@ class Tally:
     overall_grades: tuple[int, ...] = (0,) * NUM_GRADES
     usage: Usage = field(default_factory=Usage)
     asked: Mapping[str, int] = field(default_factory=dict)
+    reused: Mapping[str, int] = field(default_factory=dict)
 
     def __add__(self, other: Tally) -> Tally:
         return Tally(
@@ -41,6 +42,7 @@ class Tally:
             overall_grades=tuple(a + b for a, b in zip(self.overall_grades, other.overall_grades, strict=True)),
             usage=self.usage + other.usage,
             asked=dict(Counter(self.asked) + Counter(other.asked)),
+            reused=dict(Counter(self.reused) + Counter(other.reused)),
         )
 
     @property
@@ -85,15 +87,15 @@ def tally_rows(
     *,
     num_pairs: int,
     asked: Mapping[str, int],
-    num_reused: int,
+    reused: Mapping[str, int],
     usage: Usage,
 ) -> Tally:
-    """The tally of LABELS and REJECTS rows, of which `asked` were put to the judge, by dimension."""
+    """The tally of LABELS and REJECTS rows; by dimension, `asked` were put to the judge and `reused` taken over."""
     overall = Counter(row["grade"] for row in labels if row["dimension"] == OVERALL)
     return Tally(
         num_pairs=num_pairs,
         num_asked=sum(asked.values()),
-        num_reused=num_reused,
+        num_reused=sum(reused.values()),
         num_labels=len(labels),
         rejected=dict(Counter(row["reason"] for row in rejects)),
         label_mass=sum(row["label_mass"] for row in labels),
@@ -101,4 +103,5 @@ def tally_rows(
         overall_grades=tuple(overall.get(grade, 0) for grade in range(NUM_GRADES)),
         usage=usage,
         asked=dict(asked),
+        reused=dict(reused),
     )
