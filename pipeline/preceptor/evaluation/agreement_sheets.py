@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import replace
 from typing import Any, Final
 
 from preceptor.contracts import OVERALL
@@ -13,6 +14,7 @@ from preceptor.judge.agreement import EVERY_SLICE, SUITABLE, Cell, cells_of_json
 from preceptor.record import Record
 
 _FIGURES: Final = ("grades", "quadratic", "linear", "binarised", "exact", "within 1", "leniency", "mass")
+_ASKED: Final = {"again": "the same question again", "reordered": "dimensions in reverse order"}
 _CAPTION: Final = (
     "Weighted kappa with golden, 95 % intervals over resampled queries; binarised: "
     f"{SUITABLE} and more against less. Leniency: mean of judge minus golden. Mass: of the five grades."
@@ -45,15 +47,12 @@ def terminal_sheets(records: Mapping[str, Record]) -> tuple[Sheet, ...]:
     found: list[Sheet] = []
     for stage, judge in judges_of(records).items():
         metrics = records[stage].metrics if stage in records else {}
-        cells = [
-            cell
-            for cell in cells_of_json(metrics.get("agreement", ()))
-            if cell.slice == EVERY_SLICE or cell.dimension == OVERALL
-        ]
-        if cells:
-            found.append(_whole_sheet(f"{judge}: agreement with golden", cells))
+        cells = cells_of_json(metrics.get("agreement", ()))
+        shown = [cell for cell in cells if cell.slice == EVERY_SLICE or cell.dimension == OVERALL]
+        if shown:
+            found.append(_whole_sheet(f"{judge}: agreement with golden", shown))
         if metrics.get("consistency"):
-            found.append(_consistency_sheet(f"{judge}: agreement with itself", metrics["consistency"]))
+            found.append(_least_steady(_consistency_sheet(f"{judge}: agreement with itself", metrics["consistency"])))
     return tuple(found)
 
 
@@ -114,23 +113,34 @@ def _confusion_sheet(title: str, cells: Iterable[Cell]) -> Sheet:
 
 
 def _consistency_sheet(title: str, found: Mapping[str, Any]) -> Sheet:
-    how = {"again": "the same question again", "reordered": "dimensions in reverse order"}
-    kinds = [kind for kind in how if kind in found]
+    kinds = [kind for kind in _ASKED if kind in found]
     shifts = "; ".join(
-        f"{how[kind]}: the grades' probabilities move by {shift['mean']:.4f} on average, {shift['most']:.4f} at most"
+        f"{_ASKED[kind]} {shift['mean']:.4f}, {shift['most']:.4f}"
         for kind in kinds
         if (shift := found[kind]["prob_shift"])
     )
     return Sheet(
         title=title,
-        caption=f"{len(found['pair_ids'])} of the calibration pairs, chosen by a hash. {shifts}.",
+        caption=f"{len(found['pair_ids'])} of the calibration pairs, chosen by a hash. How far the grades' "
+        f"probabilities move, on average and at most: {shifts}.",
         header=("asked", "dimension", *_FIGURES),
         rows=tuple(
-            (how[kind], cell.dimension, *_figures(cell))
+            (_ASKED[kind], cell.dimension, *_figures(cell))
             for kind in kinds
             for cell in cells_of_json(found[kind]["cells"])
         ),
     )
+
+
+def _least_steady(sheet: Sheet) -> Sheet:
+    """Of each way of asking the one dimension with the fewest equal grades."""
+    exact = sheet.header.index("exact")
+    rows = {how: min((row for row in sheet.rows if row[0] == how), key=lambda row: row[exact]) for how in _hows(sheet)}
+    return replace(sheet, caption=f"{sheet.caption} The least steady dimension:", rows=tuple(rows.values()))
+
+
+def _hows(sheet: Sheet) -> list[str]:
+    return list(dict.fromkeys(row[0] for row in sheet.rows))
 
 
 def _figures(cell: Cell) -> tuple[str, ...]:
