@@ -27,6 +27,7 @@ examples:
   preceptor run demo --root runs/mine --judge openai --base-url http://127.0.0.1:8000/v1 --judge-model NAME
   preceptor generate examples/own_corpora.py:recipe --root runs/own
   preceptor label demo --root runs/mine --judge openai --base-url URL --version v2 --dry-run
+  preceptor calibrate demo --root runs/demo --policy DIR   agreement before and after an edit of the policy
   preceptor batch export demo --root runs/mine --judge openai --base-url URL --out requests.jsonl
   preceptor batch import demo output.jsonl errors.jsonl --root runs/mine --judge openai --base-url URL
   preceptor score --bundle runs/demo/export/v1/bundle --pairs pairs.parquet --out scores.parquet
@@ -76,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_run(commands.add_parser("run", help="run a recipe's stages; finished ones are skipped"))
     _add_generate(commands.add_parser("generate", help="make pairs worth labelling out of your own corpora"))
     _add_label(commands.add_parser("label", help="label a recipe's pool, or say what that would ask"))
+    _add_calibrate(commands.add_parser("calibrate", help="measure the labelling judge again under an edited policy"))
     _add_batch(commands.add_parser("batch", help="ask an endpoint through OpenAI batch files"))
     add_plan(
         commands.add_parser(
@@ -130,6 +132,19 @@ def _add_label(parser: argparse.ArgumentParser) -> None:
         "--dry-run", action="store_true", help="print how many rows are new, reused, stale; ask nothing"
     )
     parser.set_defaults(run=_label)
+
+
+def _add_calibrate(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Calibrate the labelling judge of a finished run again, under the policy as it is now or another (--policy). "
+        "Only dimensions that are worded anew are judged; other labels are taken over. Prints agreement before and "
+        "after. The new calibration stands beside the earlier ones; exit 1 where the judge is under its floor."
+    )
+    _add_recipe(parser)
+    parser.add_argument(
+        "--against", metavar="VERSION", help="the calibration to compare with (default: the finished run's)"
+    )
+    parser.set_defaults(run=_calibrate)
 
 
 def _add_batch(parser: argparse.ArgumentParser) -> None:
@@ -233,6 +248,20 @@ def _label(arguments: argparse.Namespace) -> int:
     with watching(host=arguments.metrics_host, port=arguments.metrics_port) as watch:
         run_steps(recipe, choose(make_plan(recipe, watch=watch), only="label", start=None), root=root)
     print(f"label: ok {root / 'label' / recipe.version}")
+    return 0
+
+
+def _calibrate(arguments: argparse.Namespace) -> int:
+    from preceptor.judge.label import require_calibrated
+    from preceptor.recalibrate import recalibrate
+    from preceptor.running import watching
+
+    recipe = _recipe(arguments)
+    root = (arguments.root or Path("runs") / recipe.name).resolve()
+    with watching(host=arguments.metrics_host, port=arguments.metrics_port) as watch:
+        found = recalibrate(recipe, root=root, against=arguments.against, watch=watch)
+    print(found.words())
+    require_calibrated(found.judge, found.after, found.policy)
     return 0
 
 

@@ -32,6 +32,7 @@ LAYERS = (
     ("export", "recipes"),
     ("plan",),
     ("running", "batch", "cli_plan", "cli_policy", "cli_golden"),
+    ("recalibrate",),
     ("cli",),
 )
 LAYER_OF = {room: layer for layer, rooms in enumerate(LAYERS) for room in rooms}

@@ -20,8 +20,11 @@ from preceptor.contracts import (
     write_table,
 )
 from preceptor.errors import InputError, JudgeRefused, RejectCeilingError, SpendCeilingError
+from preceptor.evaluation.metrics import Interval
 from preceptor.judge import Answers, FakeJudge, label
+from preceptor.judge.agreement import Cell, cells_of_json, cells_to_json
 from preceptor.judge.calibrate import calibration_rows
+from preceptor.judge.label import require_calibrated
 from preceptor.judge.pool import lay_pool
 from preceptor.judge.replies import (
     INCOMPLETE,
@@ -58,12 +61,23 @@ def test_a_judge_that_agrees_passes_and_the_record_says_how_well(corpus: Record,
         "per_dimension",
         "label_mass",
         "judge_id",
+        "agreement",
+        "consistency",
+        "asked",
+        "reused",
+        "num_rows_asked",
+        "num_rows_reused",
     }
     assert metrics["passed"] is True
     assert metrics["num_pairs"] == 28, "whole groups of four, at most 30"
     assert np.sum(metrics["confusion"]) == 28
     assert metrics["per_dimension"] == pytest.approx(dict.fromkeys(POLICY.rubric.names, 1.0))
     assert metrics["kappa_low"] <= metrics["kappa"] <= metrics["kappa_high"]
+    cells = {(cell.dimension, cell.slice): cell for cell in cells_of_json(metrics["agreement"])}
+    assert set(cells) == {(name, scope) for name in (*POLICY.rubric.names, OVERALL) for scope in ("all", "s")}
+    assert cells[OVERALL, "all"].quadratic.low == pytest.approx(metrics["kappa_low"])
+    assert cells[OVERALL, "all"].label_mass == pytest.approx(0.95 ** len(POLICY.rubric.names))
+    assert metrics["asked"] == dict.fromkeys(POLICY.rubric.names, 28)
 
 
 def test_a_judge_under_the_floor_is_recorded_and_then_refused(corpus: Record, tmp_path: Path) -> None:
@@ -77,7 +91,39 @@ def test_a_judge_under_the_floor_is_recorded_and_then_refused(corpus: Record, tm
     assert "\n" not in message
     assert "contrarian" in message and "0.600" in message and f"{record.metrics['kappa']:.3f}" in message
     assert "'role'" in message or "'pay'" in message
+    worst = min(record.metrics["per_dimension"].values())
+    assert f"({worst:.3f}" in message
+    assert f"{0.6 - record.metrics['kappa_low']:.3f} under the floor" in message
     assert not out.exists()
+
+
+def test_a_refusal_says_which_way_the_worst_dimension_errs_and_where(corpus: Record, tmp_path: Path) -> None:
+    def cell(slice_: str, kappa: float) -> Cell:
+        interval = Interval(value=kappa, low=kappa, high=kappa, num_groups=9)
+        return Cell(
+            dimension="pay",
+            slice=slice_,
+            num=9,
+            linear=interval,
+            quadratic=interval,
+            binarised=interval,
+            exact=0.5,
+            within_one=0.9,
+            leniency=0.75,
+            label_mass=1.0,
+            confusion=((0,) * 5,) * 5,
+        )
+
+    record = calibrated(corpus, tmp_path, contrarian())
+    measured = {
+        **record.metrics,
+        "per_dimension": {"role": 0.5, "pay": 0.2},
+        "agreement": cells_to_json([cell("all", 0.2), cell("local", 0.3), cell("aspiring", 0.1)]),
+    }
+    with pytest.raises(JudgeRefused) as refusal:
+        require_calibrated(contrarian(), replace(record, metrics=measured), POLICY)
+    said = "worst dimension 'pay' (0.200, on average 0.75 grades too lenient, lowest in slice 'aspiring' (0.100))"
+    assert said in str(refusal.value)
 
 
 def test_a_calibration_of_another_judge_or_policy_does_not_count(corpus: Record, tmp_path: Path) -> None:

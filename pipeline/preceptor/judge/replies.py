@@ -248,8 +248,8 @@ def label_rows(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """LABELS rows and REJECTS rows: every reply is in exactly one of the two.
 
-    The id of a reject is ``pair_id/dimension``. `prompt_hashes` is by dimension; a dimension without a prompt of its
-    own (a teacher's head, a derived overall) has the empty hash.
+    The id of a reject is ``pair_id/dimension``. `prompt_hashes` is by dimension; one that is not asked for (a derived
+    overall) has the empty hash.
     """
     labels, rejects = [], []
     for reply in replies:
