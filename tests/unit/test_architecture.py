@@ -25,13 +25,13 @@ LAYERS = (
     ("capacity_table",),
     ("market", "ranker"),
     ("sources", "judge"),
-    ("generate",),
+    ("generate", "refine"),
     ("teachers", "student"),
     ("evaluation", "bundle", "feedback"),
     ("sources.rerank_report", "sources.headline_report", "parity"),
     ("export", "recipes"),
     ("plan",),
-    ("running", "batch", "cli_plan"),
+    ("running", "batch", "cli_plan", "cli_refine"),
     ("cli",),
 )
 LAYER_OF = {room: layer for layer, rooms in enumerate(LAYERS) for room in rooms}
@@ -49,6 +49,7 @@ LIGHT = (
     "capacity_table",
     "plan",
     "cli_plan",
+    "cli_refine",
     "batch",
     "cli",
 )
