@@ -122,7 +122,7 @@ def golden_rows() -> list[dict[str, Any]]:
                     {
                         "query": query_named(part, number),
                         "profile": f"member {number}",
-                        "document": f"{night} shift {number}.{turn} W{work} P{place}",
+                        "document": f"{night} shift {part} {number}.{turn} W{work} P{place}",
                         "slice": night,
                         "split": "calibration",
                         "grades": {"work": work, "place": place, "overall": overall},
@@ -220,7 +220,11 @@ def judged_grade(system: str, user: str) -> int:
 
 def completion(said: str, body: Mapping[str, Any]) -> dict[str, Any]:
     token = {"token": said, "logprob": -0.05, "bytes": None}
-    others = [{"token": str(grade), "logprob": -5.0, "bytes": None} for grade in range(5) if str(grade) != said]
+    others = [
+        {"token": str(grade), "logprob": -5.0, "bytes": None}
+        for grade in range(5)
+        if said.isdigit() and str(grade) != said
+    ]
     logprobs = {"content": [{**token, "top_logprobs": [token, *others]}]} if body.get("logprobs") else None
     num = sum(len(message["content"]) for message in body["messages"]) // 4
     return {

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
 from typing import Literal
 from urllib.parse import urlsplit
 
@@ -84,9 +85,10 @@ class RefineConfig:
     seed: int = 17
 
     @property
-    def deciding(self) -> RefineConfig:
-        """The config with what decides no candidate set back."""
-        return replace(self, judge=self.judge.deciding, reflection=self.reflection.deciding)
+    def deciding(self) -> Mapping[str, object]:
+        """The values by name, of both models only what decides a candidate: neither their prices nor their pace."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {**values, "judge": self.judge.deciding, "reflection": self.reflection.deciding}
 
     def __post_init__(self) -> None:
         require(

@@ -88,7 +88,13 @@ def with_entry(document: str, *, version: str, old: str, why: str) -> str:
     """
     lines = document.split("\n")
     heading = next((number for number, line in enumerate(lines) if _HEADING.match(line)), None)
-    entry = textwrap.wrap(f"- **{version}.** {why}", _WIDTH, subsequent_indent="  ", break_long_words=False)
+    entry = textwrap.wrap(
+        f"- **{version}.** {why}",
+        _WIDTH,
+        subsequent_indent="  ",
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
     for number, line in enumerate(lines[:heading]):
         if f"Version {old}" in line:
             lines[number] = line.replace(f"Version {old}", f"Version {version}", 1)
@@ -135,11 +141,11 @@ def apply_change(out: Path, policy_dir: Path, *, policy_version: str) -> str:
     return f"{policy_dir}: {now} is {after.version} now"
 
 
-def entry_text(judge_id: str, *, changed: str, statistic: str, gains: str) -> str:
+def entry_text(model: str, *, changed: str, statistic: str, gains: str) -> str:
     """What a changelog entry says of a refinement."""
     today = datetime.datetime.now(datetime.UTC).date().isoformat()
     return (
-        f"{today}: {changed}, by `preceptor refine` with {judge_id}. Overall {statistic} on two sets of calibration "
+        f"{today}: {changed}, by `preceptor refine` with {model}. Overall {statistic} on two sets of calibration "
         f"queries it was not made from: {gains}. No anchor changed."
     )
 

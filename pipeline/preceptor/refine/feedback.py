@@ -16,7 +16,9 @@ NUM_SHOWN: Final = 12
 _TASK: Final = """\
 A judge grades how well a document suits a query and a member, dimension by dimension, 0 to 4. Its prompt is made of a
 policy that people own and you cannot change (what each grade means, how the overall grade follows) and of the text that
-you are to improve:
+you are to improve. The overall grade is <aggregation>.
+
+The text:
 
 """
 
@@ -49,15 +51,16 @@ _ANSWER: Final = "\n\nGive only the new text, between a line of three backticks 
 def template_of(component: str, policy: Policy) -> str:
     """The prompt that asks for a better text of `component`, with GEPA's two placeholders."""
     how = _HOW[component].replace("<catalogue>", _catalogue(policy))
-    return f"{_TASK}```\n<curr_param>\n```{_CASES}{how}{_ANSWER}"
+    task = _TASK.replace("<aggregation>", _aggregation(policy.rubric))
+    return f"{task}```\n<curr_param>\n```{_CASES}{how}{_ANSWER}"
 
 
-def cases(policy: Policy, judged: Sequence[Judged]) -> list[dict[str, Any]]:
-    """What golden and the judge differ on among `judged`, the farthest first; at most `NUM_SHOWN`."""
+def cases(policy: Policy, judged: Sequence[Judged], *, dimensions: Sequence[str]) -> list[dict[str, Any]]:
+    """What golden and the judge differ on among `judged` and `dimensions`, the farthest first; at most `NUM_SHOWN`."""
     differing = [
         (abs(one.grade(name) - one.item.grades[name]), one, name)
         for one in judged
-        for name in one.replies
+        for name in dimensions
         if name in one.item.grades and one.grade(name) != one.item.grades[name]
     ]
     differing.sort(key=lambda found: (-found[0], found[1].item.pair_id, found[2]))
@@ -65,9 +68,9 @@ def cases(policy: Policy, judged: Sequence[Judged]) -> list[dict[str, Any]]:
 
 
 def rule_of(rubric: Rubric, dimension: str, *, golden: int, given: int | None) -> str:
-    """What the policy says of the grades `golden` and `given` on `dimension`, and how the overall grade follows."""
+    """What the policy says of the grades `golden` and `given` on `dimension`, and which limits on overall they set."""
     if dimension == OVERALL:
-        return f"The overall grade follows: {_aggregation(rubric)}."
+        return f"Overall is {_aggregation(rubric)}."
     anchors = rubric.dimension(dimension).anchors
     said = [f"Grade {golden} means: {anchors[golden]}"]
     said += [f"Grade {given} means: {anchors[given]}"] if given is not None else []
@@ -83,6 +86,7 @@ def _case(rubric: Rubric, one: Judged, name: str) -> dict[str, Any]:
     if reply.probs is not None:
         answer += " (probabilities " + ", ".join(f"{grade}: {prob:.2f}" for grade, prob in enumerate(reply.probs)) + ")"
     reasons = f" Its reasons: {reply.rationale}" if reply.rationale else ""
+    rule = rule_of(rubric, name, golden=golden, given=given)
     why = f", because: {one.item.reason}" if one.item.reason else ""
     return {
         "Inputs": {
@@ -92,8 +96,17 @@ def _case(rubric: Rubric, one: Judged, name: str) -> dict[str, Any]:
             "Question": f"{name}: {asked}",
         },
         "Generated Outputs": f"{answer}.{reasons}",
-        "Feedback": f"Golden is {golden}{why}. {rule_of(rubric, name, golden=golden, given=given)}",
+        "Feedback": f"Golden is {golden}{why}. {rule}{_overall(one, name)}",
     }
+
+
+def _overall(one: Judged, name: str) -> str:
+    """What the pair's grades come to overall, where golden says so and it is not what is asked."""
+    golden = one.item.grades.get(OVERALL)
+    if name == OVERALL or golden is None or OVERALL not in one.replies:
+        return ""
+    probs = one.replies[OVERALL].probs
+    return f" Overall golden is {golden}, the judge {'gives none' if probs is None else one.grade(OVERALL)}."
 
 
 def _aggregation(rubric: Rubric) -> str:

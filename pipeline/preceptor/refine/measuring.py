@@ -78,7 +78,7 @@ class Measurer:
     """Judges items with a candidate's prompts and counts what that takes, by candidate.
 
     What an earlier run asked counts as if it were asked now: a budget is for the whole search. `reserve` metric calls
-    are left for the test at its end.
+    are left for the test at its end. `called` is what all metric calls took, without reflection.
     """
 
     policy: Policy
@@ -87,6 +87,7 @@ class Measurer:
     budget: Budget
     reserve: int = 0
     spent_by: dict[str, Spend] = field(default_factory=dict)
+    called: Spend = field(default_factory=Spend)
     _known: dict[tuple[str, str], Judged] = field(default_factory=dict)
 
     @property
@@ -105,7 +106,9 @@ class Measurer:
         rows = [(item.pair, name) for item in fresh for name in self.dimensions]
         verdicts = self.asker.verdicts(policy_with(self.policy, texts), rows)
         usage = sum((verdict.usage for verdict in verdicts), start=Usage())
-        self.charge(candidate, Spend(num_metric_calls=len(fresh), usage=usage))
+        took = Spend(num_metric_calls=len(fresh), usage=usage)
+        self.called += took
+        self.charge(candidate, took)
         for number, item in enumerate(fresh):
             told = verdicts[number * len(self.dimensions) : (number + 1) * len(self.dimensions)]
             self._known[candidate, item.pair_id] = self._judged(item, told)
@@ -117,13 +120,13 @@ class Measurer:
         What they will take in tokens and money is reckoned from what a call has taken so far.
         """
         spent, budget = self.spent, self.budget
-        calls = num_calls + self.reserve
+        calls, called = num_calls + self.reserve, self.called
         if budget.max_metric_calls is not None and spent.num_metric_calls + calls > budget.max_metric_calls:
             raise BudgetSpent
-        share = calls / spent.num_metric_calls if spent.num_metric_calls else 0.0
-        if budget.max_tokens is not None and spent.num_tokens * (1 + share) > budget.max_tokens:
+        share = calls / called.num_metric_calls if called.num_metric_calls else 0.0
+        if budget.max_tokens is not None and spent.num_tokens + share * called.num_tokens > budget.max_tokens:
             raise BudgetSpent
-        if budget.max_usd is not None and spent.usage.cost_usd * (1 + share) > budget.max_usd:
+        if budget.max_usd is not None and spent.usage.cost_usd + share * called.usage.cost_usd > budget.max_usd:
             raise BudgetSpent
 
     def charge(self, candidate: str, spend: Spend) -> None:

@@ -7,7 +7,7 @@ search that is run again takes the same way, through answers that are in the led
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Final
@@ -62,7 +62,7 @@ class Searcher:
         self, candidate: dict[str, str], eval_batch: Batch, components_to_update: list[str]
     ) -> Mapping[str, Sequence[Mapping[str, Any]]]:
         """The cases that golden and the judge differ on, for each component."""
-        found = cases(self.measurer.policy, eval_batch.trajectories or [])
+        found = self._cases(eval_batch.trajectories or [])
         return {component: found for component in components_to_update}
 
     def propose_new_texts(
@@ -114,9 +114,16 @@ class Searcher:
         is_done = num_proposals >= self.max_proposals or state.i >= _IDLE_SHARE * self.max_proposals
         return self.fault is not None or self.is_spent or is_done
 
+    def has_cases(self, texts: Texts) -> bool:
+        """Whether golden and a candidate judged on all items differ on one of them."""
+        return bool(self._cases(self.measurer.judged(texts, self.items)))
+
     def spend(self, row: Candidate) -> Spend:
         """What the candidate of `row` took so far."""
         return self.measurer.spent_by.get(row.id, Spend())
+
+    def _cases(self, judged: Sequence[Judged]) -> list[dict[str, Any]]:
+        return cases(self.measurer.policy, judged, dimensions=self.measurer.dimensions)
 
     def _proposed(self, texts: Texts, records: Sequence[Mapping[str, Any]], component: str) -> dict[str, str]:
         self.measurer.check(0)
@@ -166,19 +173,33 @@ class Searcher:
 
 @dataclass(frozen=True, kw_only=True)
 class Draws:
-    """GEPA's choices of parent and minibatch, from the seed and the iteration alone."""
+    """GEPA's choices of parent and minibatch, from the seed and the iteration alone.
+
+    `has_cases` says whether golden and a candidate still differ on some pair.
+    """
 
     seed: int
     num: int
+    has_cases: Callable[[Texts], bool]
 
     def select_candidate_idx(self, state: Any) -> int:
-        """A candidate of the Pareto front, by how many pairs it is the best on."""
-        return ParetoCandidateSelector(rng=random.Random(f"{self.seed}/{state.i}")).select_candidate_idx(state)
+        """A candidate of the Pareto front, by how many pairs it is the best on.
+
+        One that differs from golden nowhere gives reflection nothing to see, and where it is overfitted it would keep
+        all others from being tried: then the best of the others.
+        """
+        rng = random.Random(f"{self.seed}/{state.i}")
+        chosen = ParetoCandidateSelector(rng=rng).select_candidate_idx(state)
+        if self.has_cases(state.program_candidates[chosen]):
+            return chosen
+        scores = state.program_full_scores_val_set
+        others = [number for number, texts in enumerate(state.program_candidates) if self.has_cases(texts)]
+        return max(others, key=lambda number: (scores[number], -number), default=chosen)
 
     def next_minibatch_ids(self, loader: Any, state: Any) -> list[int]:
-        """Half of the pairs from those that the newest candidate agrees least on, the others from all."""
+        """Half of the pairs from those that the parent agrees least on, the others from all."""
         rng = random.Random(f"{self.seed}/pairs/{state.i}")
-        scores = state.prog_candidate_val_subscores[-1]
+        scores = state.prog_candidate_val_subscores[self.select_candidate_idx(state)]
         ids = sorted(loader.all_ids(), key=lambda number: (scores.get(number, 0.0), number))
         worst = rng.sample(ids[: max(len(ids) // 3, 1)], min((self.num + 1) // 2, max(len(ids) // 3, 1)))
         others = [number for number in ids if number not in worst]
@@ -202,7 +223,7 @@ def search(config: RefineConfig, seed: Texts, items: Sequence[Item], *, searcher
 
     Raises StageFailed where a model cannot be asked or does not propose.
     """
-    draws = Draws(seed=config.seed, num=min(config.minibatch, len(items)))
+    draws = Draws(seed=config.seed, num=min(config.minibatch, len(items)), has_cases=searcher.has_cases)
     with log.open("w", encoding="utf-8") as sink:
         try:
             gepa.optimize(

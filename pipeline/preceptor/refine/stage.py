@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,14 +35,6 @@ LABELS_DIR: Final = "labels"
 _NUM_PROBES: Final = 4
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Work:
-    """What decides a refinement's result, beside the policy."""
-
-    refine: RefineConfig
-    golden: str
-
-
 @contextmanager
 def sealed(policy_dir: Path) -> Iterator[None]:
     """The one place where the holdout is sealed while prompts are refined: everything below runs inside.
@@ -67,7 +59,7 @@ def refine(
     with sealed(policy):
         loaded = load_policy(policy)
         table = load_calibration(loaded, golden)
-        work = _Work(refine=config.deciding, golden=_hash_of(table))
+        work = {**config.deciding, "golden": _hash_of(table)}
         run = begin("refine", work, out=out, policy_version=loaded.version)
         if run.record is not None:
             return run.record
@@ -194,7 +186,7 @@ def _change(config: RefineConfig, policy: Policy, judge: OpenAIJudge, winner: Ca
     gains = "; ".join(str(measurement.overall) for measurement in winner.measurements)
     what = f"{' and '.join(changed)} refined"
     return change_of(
-        policy, winner.texts, why=entry_text(judge.judge_id, changed=what, statistic=statistic, gains=gains)
+        policy, winner.texts, why=entry_text(judge.endpoint.model, changed=what, statistic=statistic, gains=gains)
     )
 
 
