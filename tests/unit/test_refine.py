@@ -274,7 +274,7 @@ def test_the_command_with_write_changes_the_policy(short: Run, capsys: pytest.Ca
 )
 def test_a_search_ends_where_its_budget_does(budget: Budget, spent: str, tmp_path: Path) -> None:
     policy = write_policy(tmp_path / "small")
-    with models({"instructions": [HARSH, OVERFITTED, GOOD], "precedents": ["far-case", "night-case"]}) as served:
+    with models({"instructions": [HARSH, OVERFITTED], "precedents": ["far-case"]}) as served:
         config = _priced(refine_config(served.url), budget)
         record = refine(config, policy=policy, out=tmp_path / "refine" / "v1")
     limit = next(each for each in (budget.max_metric_calls, budget.max_tokens, budget.max_usd) if each is not None)

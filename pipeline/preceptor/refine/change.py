@@ -100,7 +100,7 @@ def with_entry(document: str, *, version: str, old: str, why: str) -> str:
             lines[number] = line.replace(f"Version {old}", f"Version {version}", 1)
             break
     if heading is None:
-        return "\n".join([document.rstrip("\n"), "", "## Changelog", "", *entry, ""])
+        return "\n".join(["\n".join(lines).rstrip("\n"), "", "## Changelog", "", *entry, ""])
     end = next((n for n in range(heading + 1, len(lines)) if lines[n].startswith("#")), len(lines))
     entries = [(n, found[1]) for n in range(heading, end) if (found := _ENTRY.match(lines[n]))]
     if not entries:

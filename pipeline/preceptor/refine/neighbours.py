@@ -15,6 +15,8 @@ Vectors = npt.NDArray[np.float64]
 Embed = Callable[[Sequence[str]], Vectors]
 Method = Literal["minilm", "tfidf"]
 
+NUM_FACTORS: Final = 64
+
 _GROUP_SIZE: Final = 8
 _NUM_TERMS: Final = 4
 _NUM_TFIDF: Final = 20_000
@@ -35,17 +37,27 @@ def embedding(method: Method | None = None) -> tuple[Method, Embed]:
 
 
 def tfidf(texts: Sequence[str]) -> Vectors:
-    """Unit-length TF-IDF vectors of `texts`, of words and pairs of words."""
+    """Unit-length TF-IDF vectors of `texts`, of words and pairs of words, in their `NUM_FACTORS` strongest directions.
+
+    Latent semantic analysis (Deerwester et al. 1990): k-means over tens of thousands of columns takes seconds.
+    """
+    from sklearn.decomposition import TruncatedSVD
     from sklearn.feature_extraction.text import TfidfVectorizer
+    from sklearn.preprocessing import normalize
 
     vectorizer = TfidfVectorizer(
         sublinear_tf=True, ngram_range=(1, 2), max_features=_NUM_TFIDF, token_pattern=r"(?u)\b\w+\b"
     )
     try:
-        return np.asarray(vectorizer.fit_transform(texts).toarray(), dtype=np.float64)
+        weights = vectorizer.fit_transform(texts)
     except ValueError:
         # No text has a word.
         return np.ones((len(texts), 1))
+    if min(weights.shape) > NUM_FACTORS:
+        weights = TruncatedSVD(NUM_FACTORS, n_iter=2, random_state=0).fit_transform(weights)
+    else:
+        weights = weights.toarray()
+    return np.asarray(normalize(weights), dtype=np.float64)
 
 
 def similarities(vectors: Vectors) -> Vectors:

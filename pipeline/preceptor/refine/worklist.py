@@ -8,8 +8,9 @@ The first rule that applies decides; each says what it saw.
 3. The judge wavers (golden's grade is at least half as probable as its own, or it answered otherwise when asked again),
    or it and golden mix up the same two neighbouring grades in both directions, each on at least 1 in 10 of the pairs
    with either: **policy unclear**.
-4. The judge is sure, and of the nearest pairs that it gave the same grade golden agrees on at least 8 in 10: a lone
-   grade that its neighbours contradict. **Label wrong**.
+4. The judge is as sure as on nine in ten of the pairs that it gave this grade and golden agrees on, and of the nearest
+   pairs that it gave this grade golden agrees on at least 8 in 10: a lone grade, which its neighbours contradict.
+   **Label wrong**.
 5. Otherwise: **judge wrong**.
 
 An overall grade that golden's own grades do not aggregate to is a wrong label; other differences in overall are left
@@ -19,13 +20,14 @@ out where a dimension of the pair differs, which explains them.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from preceptor.contracts import OVERALL
@@ -43,6 +45,7 @@ NEAR_SHARE: Final = 0.4
 LIFT: Final = 2.0
 MIXED_SHARE: Final = 0.1
 BACKED_SHARE: Final = 0.8
+SURE_SHARE: Final = 0.1
 
 
 class Cause(StrEnum):
@@ -64,36 +67,34 @@ class Task:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Graded:
-    """A grade that golden and the judge both gave: the pair's row number in the embeddings, its slice, both grades."""
-
-    number: int
-    slice: str
-    golden: int
-    judge: int
-
-    @property
-    def direction(self) -> int:
-        """1 where the judge is above golden, -1 where below, 0 where they agree."""
-        return (self.judge > self.golden) - (self.judge < self.golden)
-
-
-@dataclass(frozen=True, kw_only=True)
 class _Dimension:
-    """All grades of one dimension that both gave, and how alike their pairs are."""
+    """All N grades of one dimension that golden and the judge both gave, as arrays of shape (N,).
 
-    rows: tuple[_Graded, ...]
+    `numbers` are the pairs' row numbers in `alike`, the similarities of all pairs.
+    """
+
+    numbers: npt.NDArray[np.int64]
+    slices: npt.NDArray[np.str_]
+    golden: npt.NDArray[np.int64]
+    judge: npt.NDArray[np.int64]
+    confidence: npt.NDArray[np.float64]
     alike: Vectors
 
     @cached_property
-    def mixed(self) -> Counter[tuple[int, int]]:
-        """How often golden gave the first grade and the judge the second."""
-        return Counter((row.golden, row.judge) for row in self.rows)
+    def direction(self) -> npt.NDArray[np.int64]:
+        """1 where the judge is above golden, -1 where below, 0 where they agree."""
+        return np.sign(self.judge - self.golden)
 
-    def nearest(self, row: _Graded, others: Iterable[_Graded]) -> list[_Graded]:
-        """The nearest of `others`, at most `NUM_NEIGHBOURS`."""
-        found = sorted(others, key=lambda other: (-self.alike[row.number, other.number], other.number))
-        return found[:NUM_NEIGHBOURS]
+    def nearest(self, number: int, among: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+        """The places of those `among` all that are nearest to pair `number`, at most `NUM_NEIGHBOURS`."""
+        places = np.flatnonzero(among)
+        order = np.argsort(-self.alike[number, self.numbers[places]], kind="stable")
+        return places[order[:NUM_NEIGHBOURS]]
+
+    def share(self, places: npt.NDArray[Any], direction: int) -> float:
+        """How many of those at `places` the judge errs on in `direction`."""
+        found = self.direction[places]
+        return float((found == direction).mean()) if len(found) else 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,28 +149,21 @@ def text_of(pair: Mapping[str, str]) -> str:
 
 
 def _task(one: Disagreement, dimension: _Dimension, number_of: Mapping[str, int], seen: _Seen) -> Task:
-    number = number_of[one.pair["pair_id"]]
-    row = _Graded(number=number, slice=one.pair["slice"], golden=one.golden_grade, judge=one.judge_grade)
-    key = one.pair["pair_id"], one.dimension
+    number, key = number_of[one.pair["pair_id"]], (one.pair["pair_id"], one.dimension)
     wavers = list(_wavering(one, seen.again.get(key)))
-    others = [other for other in dimension.rows if other.number != number]
     said = (
         f"judge {one.judge_grade} ({one.confidence:.0%}), golden {one.golden_grade} ({one.probs[one.golden_grade]:.0%})"
     )
     if len(grades := seen.graders.get(key, frozenset())) > 1:
         return _put(one, Cause.POLICY, said, f"graders gave {', '.join(map(str, sorted(grades)))}")
-    systematic = [] if wavers else list(_systematic(row, others, dimension))
+    systematic = [] if wavers else list(_systematic(one, number, dimension))
     if systematic:
         return _put(one, Cause.JUDGE, said, *systematic)
-    unclear = [*wavers, *_mixed_up(row, dimension)]
+    unclear = [*wavers, *_mixed_up(one, dimension)]
     if unclear:
         return _put(one, Cause.POLICY, said, *unclear)
-    near = dimension.nearest(row, [other for other in others if other.judge == row.judge])
-    backed = sum(other.direction == 0 for other in near)
-    what = f"golden agrees with {backed} of the {len(near)} nearest pairs that the judge graded {row.judge}"
-    if len(near) >= MIN_OTHERS and backed >= BACKED_SHARE * len(near):
-        return _put(one, Cause.LABEL, said, what)
-    return _put(one, Cause.JUDGE, said, what)
+    is_alone, what = _alone(one, number, dimension)
+    return _put(one, Cause.LABEL if is_alone else Cause.JUDGE, said, what)
 
 
 def _put(one: Disagreement, cause: Cause, *evidence: str) -> Task:
@@ -183,33 +177,45 @@ def _wavering(one: Disagreement, again: int | None) -> Iterator[str]:
         yield f"asked again, the judge said {again}"
 
 
-def _systematic(row: _Graded, others: Sequence[_Graded], dimension: _Dimension) -> Iterator[str]:
-    """How often the judge errs in this direction around `row`, where that is often."""
-    way = "high" if row.direction > 0 else "low"
-    inside = [other for other in others if other.slice == row.slice]
-    outside = [other for other in others if other.slice != row.slice]
-    here, there = _share(inside, row.direction), _share(outside, row.direction)
-    if len(inside) >= MIN_OTHERS and here >= SLICE_SHARE and here >= LIFT * there:
-        yield f"judge too {way} on {here:.0%} of {len(inside)} others in slice {row.slice}, elsewhere on {there:.0%}"
-    near, everywhere = dimension.nearest(row, others), _share(others, row.direction)
-    around = _share(near, row.direction)
+def _systematic(one: Disagreement, number: int, dimension: _Dimension) -> Iterator[str]:
+    """How often the judge errs in this direction around the pair, where that is often."""
+    direction = 1 if one.judge_grade > one.golden_grade else -1
+    way, others = ("high" if direction > 0 else "low"), dimension.numbers != number
+    inside = others & (dimension.slices == one.pair["slice"])
+    outside = others & ~inside
+    here, there, num = dimension.share(inside, direction), dimension.share(outside, direction), int(inside.sum())
+    if num >= MIN_OTHERS and here >= SLICE_SHARE and here >= LIFT * there:
+        yield f"judge too {way} on {here:.0%} of {num} others in slice {one.pair['slice']}, elsewhere on {there:.0%}"
+    near, everywhere = dimension.nearest(number, others), dimension.share(others, direction)
+    around = dimension.share(near, direction)
     if len(near) >= MIN_OTHERS and around >= NEAR_SHARE and around >= LIFT * everywhere:
         yield f"judge too {way} on {around:.0%} of the {len(near)} nearest pairs, on {everywhere:.0%} of all"
 
 
-def _share(rows: Sequence[_Graded], direction: int) -> float:
-    return sum(row.direction == direction for row in rows) / len(rows) if rows else 0.0
-
-
-def _mixed_up(row: _Graded, dimension: _Dimension) -> Iterator[str]:
+def _mixed_up(one: Disagreement, dimension: _Dimension) -> Iterator[str]:
     """Whether golden and the judge confuse these two grades in both directions."""
-    low, high = sorted((row.golden, row.judge))
+    low, high = sorted((one.golden_grade, one.judge_grade))
     if high - low > 1:
         return
-    one_way, other_way = dimension.mixed[low, high], dimension.mixed[high, low]
-    num = sum(row.golden in (low, high) or row.judge in (low, high) for row in dimension.rows)
+    golden, judge = dimension.golden, dimension.judge
+    one_way, other_way = int(((golden == low) & (judge == high)).sum()), int(((golden == high) & (judge == low)).sum())
+    num = int((np.isin(golden, (low, high)) | np.isin(judge, (low, high))).sum())
     if min(one_way, other_way) >= max(MIXED_SHARE * num, 2):
         yield f"grades {low} and {high} are mixed up in both directions, {one_way} and {other_way} times on {num} pairs"
+
+
+def _alone(one: Disagreement, number: int, dimension: _Dimension) -> tuple[bool, str]:
+    """Whether golden's grade stands alone against a judge that is sure, and what was seen."""
+    same = (dimension.numbers != number) & (dimension.judge == one.judge_grade)
+    near, agreed = dimension.nearest(number, same), same & (dimension.direction == 0)
+    backed = int((dimension.direction[near] == 0).sum())
+    usual = float(np.quantile(dimension.confidence[agreed], SURE_SHARE)) if agreed.any() else 1.0
+    is_sure = one.confidence >= usual
+    what = (
+        f"golden agrees with {backed} of the {len(near)} nearest pairs that the judge graded {one.judge_grade}; where "
+        f"it agrees the judge is {usual:.0%} sure or more on nine in ten"
+    )
+    return is_sure and len(near) >= MIN_OTHERS and backed >= BACKED_SHARE * len(near), what
 
 
 def _overall_tasks(golden: pa.Table, labels: pa.Table, rubric: Rubric, explained: set[str]) -> Iterator[Task]:
@@ -231,22 +237,27 @@ def _overall_tasks(golden: pa.Table, labels: pa.Table, rubric: Rubric, explained
 def _dimensions(
     golden: pa.Table, labels: pa.Table, embed: Embed
 ) -> tuple[dict[str, _Dimension], dict[str, int], Vectors]:
-    judged = _grades(labels)
+    judged = {(row["pair_id"], row["dimension"]): row for row in labels.to_pylist()}
     rows = [row for row in golden.to_pylist() if (row["pair_id"], row["dimension"]) in judged]
     pairs = {row["pair_id"]: row for row in rows}
     number_of = {pair_id: number for number, pair_id in enumerate(pairs)}
     vectors = embed([text_of(pair) for pair in pairs.values()]) if pairs else np.empty((0, 1))
     alike = similarities(vectors)
-    found: dict[str, list[_Graded]] = {}
+    found: dict[str, list[dict[str, Any]]] = {}
     for row in rows:
-        graded = _Graded(
-            number=number_of[row["pair_id"]],
-            slice=row["slice"],
-            golden=row["grade"],
-            judge=judged[row["pair_id"], row["dimension"]],
+        found.setdefault(row["dimension"], []).append(row)
+    dimensions = {}
+    for name, own in found.items():
+        told = [judged[row["pair_id"], name] for row in own]
+        dimensions[name] = _Dimension(
+            numbers=np.array([number_of[row["pair_id"]] for row in own]),
+            slices=np.array([row["slice"] for row in own]),
+            golden=np.array([row["grade"] for row in own]),
+            judge=np.array([label["grade"] for label in told]),
+            confidence=np.array([label["probs"][label["grade"]] for label in told]),
+            alike=alike,
         )
-        found.setdefault(row["dimension"], []).append(graded)
-    return {name: _Dimension(rows=tuple(own), alike=alike) for name, own in found.items()}, number_of, vectors
+    return dimensions, number_of, vectors
 
 
 def _grouped(tasks: Sequence[Task], vectors: Vectors, number_of: Mapping[str, int], *, seed: int) -> list[Task]:
