@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -126,6 +127,7 @@ def _refine(arguments: argparse.Namespace) -> int:
 
 def _worklist(arguments: argparse.Namespace) -> int:
     from preceptor.contracts import LABELS, read_table
+    from preceptor.judge.calibrate import calibration_rows
     from preceptor.policy import load_golden, load_policy
     from preceptor.refine.neighbours import embedding
     from preceptor.refine.sample import load_calibration
@@ -135,9 +137,16 @@ def _worklist(arguments: argparse.Namespace) -> int:
     policy = load_policy(_policy_of(arguments))
     if arguments.labels is None and arguments.recipe is None:
         raise InputError("a worklist is made of a judge's labels: give --labels FILE, or a recipe that was calibrated.")
-    labels = arguments.labels or _root_of(arguments) / "calibrate" / arguments.version / "labels"
-    golden = load_calibration(policy, arguments.golden)
+    root = _root_of(arguments)
+    if arguments.labels is None:
+        # A recipe's judge is calibrated on its corpus's own golden pairs.
+        labels = root / "calibrate" / arguments.version / "labels"
+        golden = calibration_rows(root / "corpus" / arguments.version / "golden", num_pairs=sys.maxsize)
+    else:
+        labels, golden = arguments.labels, load_calibration(policy, arguments.golden)
     judged = read_table(labels, LABELS)
+    if not set(judged["pair_id"].to_pylist()) & set(golden["pair_id"].to_pylist()):
+        raise InputError(f"{labels}: no label of a golden calibration pair. Give the labels of a calibration.")
     method, embed = embedding(arguments.embedding)
     tasks = worklist(
         golden,
@@ -147,7 +156,7 @@ def _worklist(arguments: argparse.Namespace) -> int:
         again=None if arguments.again is None else read_table(arguments.again, LABELS),
         gradings=None if arguments.gradings is None else load_golden(arguments.gradings, policy),
     )
-    files = write_worklist(tasks, policy.rubric, arguments.out or _root_of(arguments) / "worklist")
+    files = write_worklist(tasks, policy.rubric, arguments.out or root / "worklist")
     print(text_of_worklist(tasks, num_groups=arguments.groups))
     print(f"\nworklist: {len(tasks)} cases, neighbours by {method}: {files[0]}, {files[1]}")
     return 0

@@ -135,7 +135,7 @@ def golden_rows() -> list[dict[str, Any]]:
 
 
 def write_policy(folder: Path, *, num_rows: int | None = None) -> Path:
-    """A policy with golden calibration pairs, and holdout pairs that cannot even be parsed."""
+    """A policy with golden calibration pairs, and one of the holdout that nobody may see."""
     golden = folder / "golden"
     golden.mkdir(parents=True)
     (folder / "rubric.toml").write_text(RUBRIC)
@@ -147,7 +147,7 @@ def write_policy(folder: Path, *, num_rows: int | None = None) -> Path:
     ]
     _write_lines(folder / "precedents.jsonl", precedents)
     _write_lines(golden / "calibration.jsonl", golden_rows()[:num_rows])
-    (golden / "holdout.jsonl").write_text("nobody may read this\n")
+    _write_lines(golden / "holdout.jsonl", [{**golden_rows()[0], "query": "held out", "split": "holdout"}])
     return folder
 
 
@@ -267,6 +267,8 @@ def models(proposals: Mapping[str, Sequence[str]] | None = None, **behaviour: An
 
     class Server(ThreadingHTTPServer):
         daemon_threads = True
+        # Sixteen connections are opened at once; a full queue resets some of them.
+        request_queue_size = 128
 
         def handle_error(self, *_: object) -> None:
             """A client that was killed is no news."""

@@ -145,6 +145,7 @@ def test_the_search_sees_only_the_pairs_it_may_optimise_on(run: Run) -> None:
     shown = "\n".join(run.models.reflected)
     assert "shift optimise" in shown
     assert "shift first" not in shown and "shift second" not in shown
+    assert not [user for _, user in run.models.judged if "held out" in user]
 
 
 def test_reflection_reads_verdict_golden_reason_and_rule(run: Run) -> None:
@@ -167,6 +168,7 @@ def test_every_candidate_has_its_parent_and_its_cost_and_they_add_up(run: Run) -
     assert [row["number"] for row in rows] == list(range(len(rows)))
     assert all(row["parent"] < row["number"] for row in rows[1:])
     spends = [row["spend"] for row in rows]
+    assert spends[0]["num_metric_calls"] == NUM_JUDGED
     assert sum(spend["num_metric_calls"] for spend in spends) == run.record.metrics["num_metric_calls"]
     tokens = sum(spend["usage"]["num_prompt_tokens"] + spend["usage"]["num_generated_tokens"] for spend in spends)
     assert tokens == run.record.cost["tokens"]

@@ -284,3 +284,21 @@ def test_the_command_prints_the_groups_and_writes_both_files(
 def test_the_command_needs_labels(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["worklist"]) == 2
     assert "give --labels FILE" in capsys.readouterr().err
+
+
+def test_labels_of_other_pairs_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    policy = write_policy(tmp_path / "small")
+    write_table(with_faults(1, num=4).labels, tmp_path / "labels.parquet", LABELS)
+    assert main(["worklist", "--policy", str(policy), "--labels", str(tmp_path / "labels.parquet")]) == 2
+    assert "labels.parquet: no label of a golden calibration pair" in capsys.readouterr().err
+
+
+def test_a_recipes_worklist_is_of_its_own_golden_pairs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    faulty = with_faults(2, num=60)
+    write_table(faulty.golden, tmp_path / "corpus" / "v1" / "golden" / "a.parquet", GOLDEN)
+    write_table(faulty.labels, tmp_path / "calibrate" / "v1" / "labels" / "a.parquet", LABELS)
+    policy = write_policy(tmp_path / "small")
+    options = ["tiny", "--policy", str(policy), "--root", str(tmp_path), "--embedding", "tfidf"]
+    assert main(["worklist", *options]) == 0
+    assert f"{len(faulty.causes)} cases" in capsys.readouterr().out
+    assert len((tmp_path / "worklist" / "worklist.jsonl").read_text().splitlines()) == len(faulty.causes)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
@@ -38,15 +38,16 @@ class Line:
     dialect: Dialect
     pace: Pace
     gate: asyncio.Semaphore
+    client: Any
+    read: Callable[[Mapping[str, Any]], Verdict] | None = None
     fault: str | None = None
 
-    async def answer(self, client: Any, chat: Chat, *, text: bool) -> Verdict | None:
+    async def answer(self, chat: Chat) -> Verdict | None:
         """The verdict on `chat`; None once the endpoint has shown that it cannot answer anybody."""
         async with self.gate:
             if self.fault is not None:
                 return None
-            read = _read_text if text else None
-            verdict = await ask(client, self.endpoint, self.dialect, self.pace, chat, read=read)
+            verdict = await ask(self.client, self.endpoint, self.dialect, self.pace, chat, read=self.read)
         if verdict.reason is not None and (
             is_passing(verdict.reason) or (verdict.reason.startswith("http") and verdict.reason not in _OTHERS_WORK)
         ):
@@ -63,8 +64,6 @@ class Asker:
     reflection: Line
     ledger: Ledger
     runner: asyncio.Runner
-    judge_client: Any
-    reflection_client: Any
     num_asked: int = 0
     _turns: dict[str, int] = field(default_factory=dict)
 
@@ -82,7 +81,7 @@ class Asker:
         chats = [asked.chat(pair, dimension) for pair, dimension in rows]
         keys = [content_id("judge", self.judge_id, json.dumps(chat)) for chat in chats]
         missing = {key: chat for key, chat in zip(keys, chats, strict=True) if key not in self.ledger.answers}
-        self.runner.run(self._all(self.judge, self.judge_client, missing, text=False))
+        self.runner.run(self._all(self.judge, missing))
         return [self.ledger.answers[key] for key in keys]
 
     def reflection_on(self, prompt: str) -> Verdict:
@@ -94,12 +93,12 @@ class Asker:
         key = content_id("reflection", self.reflection.name, prompt, str(turn))
         if key not in self.ledger.answers:
             chat = {key: [{"role": "user", "content": prompt}]}
-            self.runner.run(self._all(self.reflection, self.reflection_client, chat, text=True))
+            self.runner.run(self._all(self.reflection, chat))
         return self.ledger.answers[key]
 
-    async def _all(self, line: Line, client: Any, chats: Mapping[str, Chat], *, text: bool) -> None:
+    async def _all(self, line: Line, chats: Mapping[str, Chat]) -> None:
         async def one(key: str, chat: Chat) -> None:
-            verdict = await line.answer(client, chat, text=text)
+            verdict = await line.answer(chat)
             if verdict is not None:
                 self.num_asked += 1
                 self.ledger.add(key, verdict)
@@ -117,19 +116,11 @@ def open_asker(judge: Endpoint, reflection: Endpoint, *, temperature: float | No
     """Both models, ready to be asked, until the body ends."""
     judged = _line(endpoint_judge_id(judge), judge, Dialect())
     name = endpoint_judge_id(replace(reflection, rationale_tokens=0))
-    reflected = _line(name, reflection, Dialect(top_logprobs=0, temperature=temperature))
+    reflected = replace(_line(name, reflection, Dialect(top_logprobs=0, temperature=temperature)), read=_read_text)
     with asyncio.Runner() as runner:
-        clients = open_client(judge), open_client(reflection)
-        yield Asker(
-            judge=judged,
-            reflection=reflected,
-            ledger=ledger,
-            runner=runner,
-            judge_client=clients[0],
-            reflection_client=clients[1],
-        )
-        for client in clients:
-            runner.run(client.close())
+        yield Asker(judge=judged, reflection=reflected, ledger=ledger, runner=runner)
+        for line in (judged, reflected):
+            runner.run(line.client.close())
 
 
 def reflection_endpoint(config: ReflectionConfig, *, api_key: str) -> Endpoint:
@@ -162,7 +153,7 @@ def _line(name: str, endpoint: Endpoint, dialect: Dialect) -> Line:
         clock=Clock(),
     )
     gate = asyncio.Semaphore(endpoint.max_concurrency)
-    return Line(name=name, endpoint=endpoint, dialect=dialect, pace=pace, gate=gate)
+    return Line(name=name, endpoint=endpoint, dialect=dialect, pace=pace, gate=gate, client=open_client(endpoint))
 
 
 def _read_text(body: Mapping[str, Any]) -> Verdict:

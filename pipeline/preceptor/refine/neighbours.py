@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Final, Literal
+from contextlib import AbstractContextManager
+from typing import Final, Literal, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -54,7 +55,8 @@ def tfidf(texts: Sequence[str]) -> Vectors:
         # No text has a word.
         return np.ones((len(texts), 1))
     if min(weights.shape) > NUM_FACTORS:
-        weights = TruncatedSVD(NUM_FACTORS, n_iter=2, random_state=0).fit_transform(weights)
+        with _one_thread():
+            weights = TruncatedSVD(NUM_FACTORS, n_iter=2, random_state=0).fit_transform(weights)
     else:
         weights = weights.toarray()
     return np.asarray(normalize(weights), dtype=np.float64)
@@ -76,7 +78,8 @@ def groups_of(vectors: Vectors, *, seed: int) -> list[int]:
         return [0] * len(vectors)
     # No more groups than different rows, which k-means would warn of.
     num = min(num, len(np.unique(np.round(vectors, 6), axis=0)))
-    return [int(group) for group in KMeans(n_clusters=num, n_init=4, random_state=seed).fit_predict(vectors)]
+    with _one_thread():
+        return [int(group) for group in KMeans(n_clusters=num, n_init=4, random_state=seed).fit_predict(vectors)]
 
 
 def terms_of(texts: Sequence[str], groups: Sequence[int]) -> dict[int, str]:
@@ -98,6 +101,13 @@ def terms_of(texts: Sequence[str], groups: Sequence[int]) -> dict[int, str]:
         order = np.argsort(-marks, kind="stable")[:_NUM_TERMS]
         found[group] = " ".join(str(words[number]) for number in order if marks[number] > 0)
     return found
+
+
+def _one_thread() -> AbstractContextManager[object]:
+    """These matrices are small: beside other work, threads that wait for each other took 40 s instead of 2."""
+    from threadpoolctl import threadpool_limits
+
+    return cast(AbstractContextManager[object], threadpool_limits(limits=1))
 
 
 def _minilm(texts: Sequence[str]) -> Vectors:

@@ -108,10 +108,10 @@ class Searcher:
         if row is not None:
             self.journal.update(row.number, score=event["average_score"], spend=self.spend(row))
 
-    def __call__(self, state: Any) -> bool:
+    def is_over(self, gepa_state: Any) -> bool:
         """Whether the search is over."""
         num_proposals = self.measurer.spent.num_proposals
-        is_done = num_proposals >= self.max_proposals or state.i >= _IDLE_SHARE * self.max_proposals
+        is_done = num_proposals >= self.max_proposals or gepa_state.i >= _IDLE_SHARE * self.max_proposals
         return self.fault is not None or self.is_spent or is_done
 
     def has_cases(self, texts: Texts) -> bool:
@@ -145,7 +145,9 @@ class Searcher:
             problem = f"the same as candidate {before.number}"
         else:
             problem = problem_of(self.measurer.policy, proposed, component, seen=self.items)
-        self.measurer.charge(candidate_id(proposed), Spend(num_proposals=1, usage=answer.usage))
+        took = Spend(num_proposals=1, usage=answer.usage)
+        # What says the same as another candidate is a row of its own, and so is its cost.
+        self.measurer.charge(f"unusable {len(self.journal.rows)}" if problem else candidate_id(proposed), took)
         parent = self.journal.of(texts)
         self.journal.add(
             parent=None if parent is None else parent.number,
@@ -153,7 +155,7 @@ class Searcher:
             texts=proposed,
             verdict=Verdict.UNUSABLE if problem else Verdict.OPEN,
             reason=problem or "",
-            spend=Spend(num_proposals=1, usage=answer.usage),
+            spend=took,
         )
         self._count(problem)
         return {} if problem else {component: text}
@@ -230,11 +232,11 @@ def search(config: RefineConfig, seed: Texts, items: Sequence[Item], *, searcher
                 seed_candidate=dict(seed),
                 trainset=list(items),
                 valset=list(items),
-                adapter=searcher,
+                adapter=searcher,  # type: ignore[arg-type]
                 candidate_selection_strategy=draws,
                 batch_sampler=draws,
                 acceptance_criterion=searcher,
-                stop_callbacks=[searcher],
+                stop_callbacks=[searcher.is_over],
                 callbacks=[searcher],  # type: ignore[list-item]
                 logger=Log(sink=sink),
                 track_best_outputs=False,

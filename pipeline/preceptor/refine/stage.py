@@ -100,10 +100,12 @@ def _refined(config: RefineConfig, measurer: Measurer, judge: OpenAIJudge, parts
     search(config, seed, parts.optimise, searcher=searcher, log=run.out / "search.log")
     measurer.reserve = 0
     winner = _tested(config, journal, measurer, parts)
-    for row in journal.rows:
+    for row in list(journal.rows):
         if row.verdict is Verdict.OPEN:
             why = "the budget ended first" if row.score is None else "another was the better bet"
-            journal.update(row.number, verdict=Verdict.NOT_MEASURED, reason=row.reason or why)
+            row = journal.update(row.number, verdict=Verdict.NOT_MEASURED, reason=row.reason or why)
+        if row.verdict is not Verdict.UNUSABLE:
+            journal.update(row.number, spend=measurer.spent_by.get(row.id, row.spend))
     _write_labels(measurer, judge, run.out, "before", seed)
     if winner is not None:
         _write_labels(measurer, judge, run.out, "after", winner.texts)
@@ -122,10 +124,8 @@ def _tested(config: RefineConfig, journal: Journal, measurer: Measurer, parts: P
         except BudgetSpent:
             journal.update(row.number, verdict=Verdict.NOT_MEASURED, reason="the budget ended before its test")
             continue
-        spend = measurer.spent_by[row.id]
         verdict, reason = _verdict(measurements)
-        row = journal.update(row.number, measurements=measurements, verdict=verdict, reason=reason, spend=spend)
-        journal.update(0, spend=measurer.spent_by[seed.id])
+        row = journal.update(row.number, measurements=measurements, verdict=verdict, reason=reason)
         if verdict is Verdict.ACCEPTED:
             return row
     return None

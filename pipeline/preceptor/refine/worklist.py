@@ -120,9 +120,9 @@ def worklist(
     `again` are LABELS of the same judge asked a second time; `gradings` a GOLDEN table with a row for each grader.
     Within a cause the largest group stands first, in it the largest distance.
     """
+    seen = _Seen(graders=_by_grader(gradings), again=_grades(again))
     found = [one for one in disagreements(golden, labels) if one.dimension != OVERALL]
     dimensions, number_of, vectors = _dimensions(golden, labels, embed)
-    seen = _Seen(graders=_by_grader(gradings), again=_grades(again))
     tasks = [_task(one, dimensions[one.dimension], number_of, seen) for one in found]
     tasks += _overall_tasks(golden, labels, rubric, {one.pair["pair_id"] for one in found})
     grouped = _grouped(tasks, vectors, number_of, seed=seed)
