@@ -5,14 +5,20 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 from urllib.parse import urlsplit
 
 from preceptor.errors import InputError, RecipeError
 from preceptor.recipe import POLICY_DIR, Budget, JudgeConfig, RefineConfig, ReflectionConfig
 from preceptor.recipes import find_recipe
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from preceptor.policy import Policy
 
 REFINE_EPILOG: Final = """\
 examples:
@@ -86,7 +92,9 @@ def add_worklist(parser: argparse.ArgumentParser) -> None:
     _add_policy(parser)
     parser.add_argument("--labels", type=Path, help="LABELS of the judge (a recipe's: those of its calibration)")
     parser.add_argument("--again", type=Path, help="LABELS of the same judge, asked a second time")
-    parser.add_argument("--gradings", type=Path, help="golden lines of single graders, before they were settled")
+    parser.add_argument(
+        "--gradings", type=Path, nargs="+", metavar="FILE", help="golden lines of single graders, a file for each"
+    )
     parser.add_argument("--embedding", choices=("minilm", "tfidf"), help="minilm where it is installed")
     parser.add_argument("--groups", type=int, default=5, metavar="N", help="groups printed of each cause (5)")
     parser.add_argument("--out", type=Path, help="folder of both files (default: ROOT/worklist)")
@@ -128,7 +136,7 @@ def _refine(arguments: argparse.Namespace) -> int:
 def _worklist(arguments: argparse.Namespace) -> int:
     from preceptor.contracts import LABELS, read_table
     from preceptor.judge.calibrate import calibration_rows
-    from preceptor.policy import load_golden, load_policy
+    from preceptor.policy import load_policy
     from preceptor.refine.neighbours import embedding
     from preceptor.refine.sample import load_calibration
     from preceptor.refine.worklist import worklist
@@ -154,7 +162,7 @@ def _worklist(arguments: argparse.Namespace) -> int:
         policy.rubric,
         embed=embed,
         again=None if arguments.again is None else read_table(arguments.again, LABELS),
-        gradings=None if arguments.gradings is None else load_golden(arguments.gradings, policy),
+        gradings=_gradings(arguments.gradings or (), policy),
     )
     files = write_worklist(tasks, policy.rubric, arguments.out or root / "worklist")
     print(text_of_worklist(tasks, num_groups=arguments.groups))
@@ -195,6 +203,15 @@ def budget_of(limits: list[str]) -> Budget:
         except (ValueError, OverflowError):
             raise RecipeError(f"--budget {name}= takes a number, got '{value}'.") from None
     return Budget(**given)
+
+
+def _gradings(files: Sequence[Path], policy: Policy) -> pa.Table | None:
+    """What single graders said, all of them together; a file may hold a pair once."""
+    import pyarrow as pa
+
+    from preceptor.policy import load_golden
+
+    return pa.concat_tables([load_golden(file, policy) for file in files]) if files else None
 
 
 def _judge_of(arguments: argparse.Namespace) -> JudgeConfig:

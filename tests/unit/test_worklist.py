@@ -255,20 +255,25 @@ def test_files_hold_every_case_and_no_formula(rubric: Rubric, tmp_path: Path) ->
     assert cells["cause"] == "judge wrong" and cells["evidence"].startswith("judge 4 (90%), golden 1")
 
 
+def write_lines(file: Path, golden: pa.Table, policy: Path, *, grader: str = "market-truth", off: int = 0) -> Path:
+    """`golden` as a golden file of `grader`, who grades `off` higher."""
+    lines: dict[str, dict[str, Any]] = {}
+    for row in golden.to_pylist():
+        names = ("query", "profile", "document", "slice", "split", "reason", "policy_version")
+        line = {**{name: row[name] for name in names}, "grades": {}, "grader_id": grader}
+        lines.setdefault(row["pair_id"], line)["grades"][row["dimension"]] = min(row["grade"] + off, 4)
+    aggregate = load_policy(policy).rubric.aggregate
+    for line in lines.values():
+        line["grades"][OVERALL] = aggregate(line["grades"])
+    file.write_text("".join(json.dumps(line) + "\n" for line in lines.values()))
+    return file
+
+
 def test_the_command_prints_the_groups_and_writes_both_files(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     faulty, policy = with_faults(1), write_policy(tmp_path / "small")
-    golden = tmp_path / "golden.jsonl"
-    lines: dict[str, dict[str, Any]] = {}
-    for row in faulty.golden.to_pylist():
-        names = ("query", "profile", "document", "slice", "split", "grader_id", "reason", "policy_version")
-        line = lines.setdefault(row["pair_id"], {**{name: row[name] for name in names}, "grades": {}})
-        line["grades"][row["dimension"]] = row["grade"]
-    overall = load_policy(policy).rubric.aggregate
-    for line in lines.values():
-        line["grades"][OVERALL] = overall(line["grades"])
-    golden.write_text("".join(json.dumps(line) + "\n" for line in lines.values()))
+    golden = write_lines(tmp_path / "golden.jsonl", faulty.golden, policy)
     write_table(faulty.labels, tmp_path / "labels.parquet", LABELS)
     options = ["--policy", str(policy), "--golden", str(golden), "--labels", str(tmp_path / "labels.parquet")]
     assert main(["worklist", *options, "--embedding", "tfidf", "--out", str(tmp_path / "out")]) == 0
@@ -302,3 +307,18 @@ def test_a_recipes_worklist_is_of_its_own_golden_pairs(tmp_path: Path, capsys: p
     assert main(["worklist", *options]) == 0
     assert f"{len(faulty.causes)} cases" in capsys.readouterr().out
     assert len((tmp_path / "worklist" / "worklist.jsonl").read_text().splitlines()) == len(faulty.causes)
+
+
+def test_the_command_reads_a_file_of_each_grader(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    faulty, policy = with_faults(3, num=60), write_policy(tmp_path / "small")
+    golden = write_lines(tmp_path / "golden.jsonl", faulty.golden, policy)
+    graders = [
+        write_lines(tmp_path / f"{who}.jsonl", faulty.golden, policy, grader=who, off=off)
+        for who, off in (("ada", 0), ("ben", 1))
+    ]
+    write_table(faulty.labels, tmp_path / "labels.parquet", LABELS)
+    options = ["--policy", str(policy), "--golden", str(golden), "--labels", str(tmp_path / "labels.parquet")]
+    options += ["--gradings", *map(str, graders), "--embedding", "tfidf", "--out", str(tmp_path / "out")]
+    assert main(["worklist", *options]) == 0
+    rows = [json.loads(line) for line in (tmp_path / "out" / "worklist.jsonl").read_text().splitlines()]
+    assert {row["cause"] for row in rows if row["golden_grade"] < 4} == {"policy unclear"}

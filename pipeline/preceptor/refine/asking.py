@@ -118,9 +118,11 @@ def open_asker(judge: Endpoint, reflection: Endpoint, *, temperature: float | No
     name = endpoint_judge_id(replace(reflection, rationale_tokens=0))
     reflected = replace(_line(name, reflection, Dialect(top_logprobs=0, temperature=temperature)), read=_read_text)
     with asyncio.Runner() as runner:
-        yield Asker(judge=judged, reflection=reflected, ledger=ledger, runner=runner)
-        for line in (judged, reflected):
-            runner.run(line.client.close())
+        try:
+            yield Asker(judge=judged, reflection=reflected, ledger=ledger, runner=runner)
+        finally:
+            for line in (judged, reflected):
+                runner.run(line.client.close())
 
 
 def reflection_endpoint(config: ReflectionConfig, *, api_key: str) -> Endpoint:
