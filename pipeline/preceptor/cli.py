@@ -13,6 +13,7 @@ from typing import Final
 from preceptor.cli_golden import GOLDEN_EPILOG, add_golden
 from preceptor.cli_plan import add_plan
 from preceptor.cli_policy import add_policy
+from preceptor.cli_refine import REFINE_EPILOG, add_refine, add_worklist
 from preceptor.errors import PreceptorError, RecipeError
 from preceptor.plan import choose, make_plan
 from preceptor.recipe import CorporaConfig, Recipe
@@ -87,6 +88,15 @@ def _parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
     )
+    for name, about, add in (
+        ("refine", "improve a judge's prompts against golden's calibration split", add_refine),
+        ("worklist", "sort what golden and a judge disagree on", add_worklist),
+    ):
+        add(
+            commands.add_parser(
+                name, help=about, epilog=REFINE_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+            )
+        )
     _add_score(commands.add_parser("score", help="score a file of pairs with a bundle"))
     _add_serve(commands.add_parser("serve", help="serve a bundle over HTTP with Ray Serve"))
     add_policy(commands.add_parser("policy", help="check, show or compare policies"))

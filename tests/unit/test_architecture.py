@@ -25,13 +25,13 @@ LAYERS = (
     ("capacity_table",),
     ("market", "ranker"),
     ("sources", "judge"),
-    ("generate",),
+    ("generate", "refine"),
     ("teachers", "student"),
     ("evaluation", "bundle", "feedback"),
     ("sources.rerank_report", "sources.headline_report", "parity"),
     ("export", "recipes"),
     ("plan",),
-    ("running", "batch", "cli_plan", "cli_policy", "cli_golden"),
+    ("running", "batch", "cli_plan", "cli_policy", "cli_golden", "cli_refine"),
     ("recalibrate",),
     ("cli",),
 )
@@ -53,6 +53,7 @@ LIGHT = (
     "cli_plan",
     "cli_policy",
     "cli_golden",
+    "cli_refine",
     "batch",
     "cli",
 )
