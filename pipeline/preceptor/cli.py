@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Final
 
 from preceptor.cli_plan import add_plan
+from preceptor.cli_workbench import EPILOG as WORKBENCH_EPILOG
+from preceptor.cli_workbench import add_workbench
 from preceptor.errors import PreceptorError, RecipeError
 from preceptor.plan import choose, make_plan
 from preceptor.recipe import POLICY_DIR, CorporaConfig, Recipe
@@ -30,6 +32,7 @@ examples:
   preceptor score --bundle runs/demo/export/v1/bundle --pairs pairs.parquet --out scores.parquet
   preceptor serve --bundle runs/demo/export/v1/bundle
   preceptor policy lint policy/job_match
+  preceptor workbench demo --root runs/demo            decide about disagreements at http://127.0.0.1:8100
   preceptor plan cluster --pairs 1e6 1e9               hours, money and bytes of labelling, on paper
 """
 
@@ -85,6 +88,14 @@ def _parser() -> argparse.ArgumentParser:
     _add_score(commands.add_parser("score", help="score a file of pairs with a bundle"))
     _add_serve(commands.add_parser("serve", help="serve a bundle over HTTP with Ray Serve"))
     _add_policy(commands.add_parser("policy", help="check or show a policy"))
+    workbench = commands.add_parser(
+        "workbench",
+        help="a local page to decide about disagreements with the judge",
+        epilog=WORKBENCH_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _add_recipe(workbench)
+    add_workbench(workbench, _recipe)
     return parser
 
 
