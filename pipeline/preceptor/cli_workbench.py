@@ -17,7 +17,8 @@ EPILOG: Final = """\
 examples:
   preceptor workbench demo --root runs/demo                      then open http://127.0.0.1:8100
   preceptor workbench demo --root runs/demo --policy my_policy   decisions are written there
-Decisions change the files of the policy's directory: read them with `git diff`. docs/workbench.md says what each part does.
+
+Decisions change the files of the policy's directory: read them with `git diff`. What each part does: docs/workbench.md
 """
 
 RecipeOf = Callable[[argparse.Namespace], Recipe]
@@ -67,7 +68,9 @@ def _require_one_address(host: str) -> None:
     except ValueError:
         wildcard = not host
     if wildcard:
-        raise InputError(f"--host {host}: the workbench has no login. Name one address of this machine, or leave it out.")
+        raise InputError(
+            f"--host {host}: the workbench has no login. Name one address of this machine, or leave it out."
+        )
 
 
 def _is_loopback(host: str) -> bool:

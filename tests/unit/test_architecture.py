@@ -32,6 +32,8 @@ LAYERS = (
     ("export", "recipes"),
     ("plan",),
     ("running", "batch", "cli_plan"),
+    ("workbench",),
+    ("cli_workbench",),
     ("cli",),
 )
 LAYER_OF = {room: layer for layer, rooms in enumerate(LAYERS) for room in rooms}
@@ -49,6 +51,7 @@ LIGHT = (
     "capacity_table",
     "plan",
     "cli_plan",
+    "cli_workbench",
     "batch",
     "cli",
 )

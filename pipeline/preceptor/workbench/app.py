@@ -89,7 +89,9 @@ class CorrectBody(_Asked):
 
 DecisionBody = Annotated[AmendBody | PrecedentBody | CorrectBody, Field(discriminator="kind")]
 
-assert (AMEND, PRECEDENT, CORRECT) == ("amend anchor", "add precedent", "correct label"), "the log's words are the page's"
+assert (AMEND, PRECEDENT, CORRECT) == ("amend anchor", "add precedent", "correct label"), (
+    "the log's words are the page's"
+)
 
 
 class Stale(Exception):

@@ -206,8 +206,12 @@ def _require_text(text: str, what: str) -> None:
 def revision_of(policy: Policy, line: GoldenLine | None, dimension: str) -> str:
     """A hash of everything that a card lets one decide on: the dimension's words and the pair's golden line."""
     rubric = policy.rubric
-    said = [rubric.overall_question, *rubric.names] if dimension == OVERALL else [
-        rubric.dimension(dimension).question,
-        *rubric.dimension(dimension).anchors,
-    ]
+    said = (
+        [rubric.overall_question, *rubric.names]
+        if dimension == OVERALL
+        else [
+            rubric.dimension(dimension).question,
+            *rubric.dimension(dimension).anchors,
+        ]
+    )
     return content_id(*said, "" if line is None else line.text)

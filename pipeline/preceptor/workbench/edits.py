@@ -17,9 +17,7 @@ from preceptor.errors import PolicyError
 from preceptor.policy.toml_lines import TomlLines
 from preceptor.workbench.json_spans import with_values
 
-_TOML_TEXT: Final = re.compile(
-    r'"""(?:\\.|[^\\])*?"""' r"|'''.*?'''" r'|"(?:\\.|[^"\\\n])*"' r"|'[^'\n]*'", re.DOTALL
-)
+_TOML_TEXT: Final = re.compile(r'"""(?:\\.|[^\\])*?"""' r"|'''.*?'''" r'|"(?:\\.|[^"\\\n])*"' r"|'[^'\n]*'", re.DOTALL)
 _ROW: Final = re.compile(r"(\|\s*(\d)\s*\|\s*)(.*?)(\s*\|\s*)$")
 
 

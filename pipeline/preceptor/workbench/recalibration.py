@@ -217,8 +217,5 @@ def _cells(golden: pa.Table, labels: pa.Table) -> list[dict[str, Any]]:
 
 def _sum_of(watch: Watch, name: str) -> int:
     return sum(
-        int(sample.value)
-        for family in watch.registry.collect()
-        for sample in family.samples
-        if sample.name == name
+        int(sample.value) for family in watch.registry.collect() for sample in family.samples if sample.name == name
     )

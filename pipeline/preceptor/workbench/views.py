@@ -62,8 +62,9 @@ def cell_json(cell: Cell) -> dict[str, Any]:
 
 
 def cards_json(board: Board) -> list[dict[str, Any]]:
-    """One short entry for each disagreement, the widest apart first."""
-    return [_card_brief(board, one) for one in board.disagreements.values()]
+    """One short entry for each disagreement, the widest apart first; the overall grade, which follows, comes last."""
+    ordered = sorted(board.disagreements.values(), key=lambda one: one.dimension == OVERALL)
+    return [_card_brief(board, one) for one in ordered]
 
 
 def card_json(board: Board, pair_id: str, dimension: str) -> dict[str, Any] | None:
