@@ -8,6 +8,7 @@ import shutil
 import socket
 import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,10 +17,10 @@ import pytest
 import uvicorn
 
 from preceptor.contracts import OVERALL
-from preceptor.policy import lint, load_policy
+from preceptor.policy import load_policy
 from preceptor.record import Record
 from preceptor.workbench import Asked, make_workbench
-from tests.unit.deciding import Room, lay_room, lines_of
+from tests.unit.deciding import Room, errors_of, lay_room, lines_of, wrong
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext, Page
@@ -66,22 +67,29 @@ def laid(tmp_path_factory: pytest.TempPathFactory) -> Room:
     return lay_room(tmp_path_factory.mktemp("browser"))
 
 
-@pytest.fixture
-def site(laid: Room, tmp_path: Path) -> Iterator[Site]:
-    """The workbench behind a real server on a free port, with files of its own."""
-    shutil.copytree(laid.session.policy.parent, tmp_path / "room")
-    session = replace(laid.session, policy=tmp_path / "room" / "policy", root=tmp_path / "room" / "root")
+@contextmanager
+def served(room: Room) -> Iterator[Site]:
+    """The workbench of `room` behind a real server on a free port."""
     listener = socket.create_server(("127.0.0.1", 0))
-    found = Site(url=f"http://127.0.0.1:{listener.getsockname()[1]}", room=replace(laid, session=session))
-    found.gate.set()
-    app = make_workbench(session, recalibrate=found.recalibrate)
+    site = Site(url=f"http://127.0.0.1:{listener.getsockname()[1]}", room=room)
+    site.gate.set()
+    app = make_workbench(room.session, recalibrate=site.recalibrate)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
-    yield found
-    found.gate.set()
+    yield site
+    site.gate.set()
     server.should_exit = True
     thread.join()
+
+
+@pytest.fixture
+def site(laid: Room, tmp_path: Path) -> Iterator[Site]:
+    """A served workbench with files of its own."""
+    shutil.copytree(laid.session.policy.parent, tmp_path / "room")
+    session = replace(laid.session, policy=tmp_path / "room" / "policy", root=tmp_path / "room" / "root")
+    with served(replace(laid, session=session)) as found:
+        yield found
 
 
 @pytest.fixture(scope="module")
@@ -94,10 +102,10 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
-@pytest.fixture
-def context(browser: Browser, site: Site) -> Iterator[BrowserContext]:
-    """A fresh profile; at the end, no tab has asked another origin for anything and no script has failed."""
-    context = browser.new_context(viewport={"width": 1440, "height": 900})
+@contextmanager
+def profile(browser: Browser, **options: Any) -> Iterator[BrowserContext]:
+    """A fresh profile; at its end, no tab has asked any origin but its own for anything, and no script has failed."""
+    context = browser.new_context(viewport={"width": 1440, "height": 900}, **options)
     context.set_default_timeout(PATIENCE_MS)
     asked: list[str] = []
     failed: list[str] = []
@@ -106,9 +114,14 @@ def context(browser: Browser, site: Site) -> Iterator[BrowserContext]:
     context.on("console", lambda message: failed.append(message.text) if "Content Security" in message.text else None)
     yield context
     context.close()
-    assert asked
-    assert [url for url in asked if not url.startswith(f"{site.url}/")] == []
+    assert len({url.split("/api/")[0].split("/static/")[0].split("#")[0].rstrip("/") for url in asked}) == 1, asked
     assert failed == []
+
+
+@pytest.fixture
+def context(browser: Browser) -> Iterator[BrowserContext]:
+    with profile(browser) as context:
+        yield context
 
 
 def opened(context: BrowserContext, site: Site) -> Page:
@@ -147,13 +160,10 @@ def log_of(site: Site) -> list[dict[str, Any]]:
     return lines_of(site.policy / "decisions.jsonl") if (site.policy / "decisions.jsonl").exists() else []
 
 
-def errors_of(site: Site) -> list[str]:
-    return [str(finding) for finding in lint(site.policy) if finding.severity == "error"]
-
-
 def test_all_three_decisions_and_before_and_after(context: BrowserContext, site: Site) -> None:
     page = opened(context, site)
     page.fill("#decider", "Ana Ortiz")
+    errors = errors_of(site.policy)
 
     _, amended = shown_card(page)
     page.check("input[value=amend]")
@@ -190,7 +200,7 @@ def test_all_three_decisions_and_before_and_after(context: BrowserContext, site:
     assert (precedent.id, precedent.query, precedent.document) == ("decided-in-the-browser", query, document)
     assert golden_line(site, query, document) is None
     assert [entry["kind"] for entry in log_of(site)] == ["amend anchor", "correct label", "add precedent"]
-    assert errors_of(site) == []
+    assert errors_of(site.policy) == errors
 
     site.gate.clear()
     page.click("#recalibrate")
@@ -336,38 +346,35 @@ def test_the_keyboard_is_enough(context: BrowserContext, site: Site) -> None:
     assert [entry["kind"] for entry in log_of(site)] == ["correct label", "amend anchor"]
 
 
-def test_texts_of_members_and_postings_are_never_markup(context: BrowserContext, site: Site) -> None:
+def test_texts_of_members_and_postings_are_never_markup(context: BrowserContext, tmp_path: Path) -> None:
     evil = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
-    file = site.policy / "golden" / "calibration.jsonl"
-    labels = site.room.session.calibration(0) / "worklist.jsonl"
-    page = opened(context, site)
-    pair_id, dimension = shown_card(page)
-    labels.write_text(
-        json.dumps({"pair_id": pair_id, "dimension": dimension, "kind": f"kind {evil}", "evidence": evil}) + "\n"
-    )
-    document = pair_texts(page)[1]
-    lines = [
-        one | {"reason": evil, "grader_id": evil} if one["document"] == document else one for one in lines_of(file)
-    ]
-    file.write_text("".join(f"{json.dumps(one)}\n" for one in lines))
-    page.reload()
-    page.wait_for_selector("body[data-ready]")
-    assert shown_card(page) == (pair_id, dimension)
-    assert page.inner_text("#card-article").count(evil) == 4
-    assert page.locator("#card-article img, #card-article script").count() == 0
-    assert page.title() == "Preceptor workbench"
+    names = ("query", "profile", "document", "reason")
+    room = lay_room(tmp_path, judge_of=wrong, first={name: f"{name} {evil}" for name in names})
+    with served(room) as site:
+        page = opened(context, site)
+        page.click(".line:has-text('query <img')")
+        page.wait_for_function("() => document.querySelector('#card-article').textContent.includes('profile <img')")
+        pair_id, dimension = shown_card(page)
+        kind = {"pair_id": pair_id, "dimension": dimension, "kind": f"kind {evil}", "evidence": f"evidence {evil}"}
+        (room.session.calibration(0) / "worklist.jsonl").write_text(f"{json.dumps(kind)}\n")
+        page.reload()
+        page.wait_for_selector("body[data-ready]")
+        assert shown_card(page) == (pair_id, dimension)
+        said = page.inner_text("#card-article")
+        assert [name for name in (*names, "kind", "evidence") if f"{name} {evil}" not in said] == []
+        assert page.locator("main img, main script").count() == 0
+        assert page.title() == "Preceptor workbench"
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_every_text_stands_out_from_its_ground(browser: Browser, site: Site, scheme: Any) -> None:
-    context = browser.new_context(color_scheme=scheme, viewport={"width": 1440, "height": 900})
-    page = opened(context, site)
-    page.check("input[value=precedent]")
-    faint = page.evaluate(_CONTRAST)
-    page.goto(f"{site.url}/#policy")
-    page.wait_for_selector("#document h1")
-    faint += page.evaluate(_CONTRAST)
-    context.close()
+    with profile(browser, color_scheme=scheme) as context:
+        page = opened(context, site)
+        page.check("input[value=precedent]")
+        faint = page.evaluate(_CONTRAST)
+        page.goto(f"{site.url}/#policy")
+        page.wait_for_selector("#document h1")
+        faint += page.evaluate(_CONTRAST)
     assert faint == []
 
 
@@ -396,7 +403,7 @@ _CONTRAST = """() => {
     if (!own || !node.checkVisibility() || node.closest(":disabled, .sr, .live, option, dialog")) continue;
     const [a, b] = [light(rgba(getComputedStyle(node).color)), light(ground(node))].sort((x, y) => y - x);
     const ratio = (a + 0.05) / (b + 0.05);
-    if (ratio < 4.5) faint.push(`${node.className || node.tagName}: ${ratio.toFixed(2)} ${node.textContent.trim().slice(0, 30)}`);
+    if (ratio < 4.5) faint.push(`${node.tagName} ${node.className} ${ratio.toFixed(2)} ${node.textContent.slice(0, 9)}`);
   }
   return faint;
 }"""

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from preceptor.contracts import GOLDEN, read_table, write_table
 from preceptor.judge import FakeJudge, Judge, calibrate
-from preceptor.policy import Policy, load_golden, load_policy
+from preceptor.policy import Policy, lint, load_golden, load_policy
 from preceptor.recipe import POLICY_DIR, JudgeConfig
 from preceptor.record import Record, begin
 from preceptor.workbench import Asked, Recalibrate, Session
@@ -53,13 +54,34 @@ def slipping(policy: Policy, corpus: Path) -> Judge:
     return FakeJudge(dimensions=policy.rubric.names[:4], judge_id="slipping", known=known, slips=0.3, policy=policy)
 
 
-def lay_room(folder: Path, *, judge_of: JudgeOf = slipping) -> Room:
-    """A copy of the shipped policy with fewer golden lines, a corpus of it, and a finished calibration."""
+def wrong(policy: Policy, corpus: Path) -> Judge:
+    """A judge that gives every grade one off."""
+    judge = slipping(policy, corpus)
+    assert isinstance(judge, FakeJudge)
+    return replace(judge, slips=1.0)
+
+
+def errors_of(policy: Path) -> list[str]:
+    """What lint calls errors, apart from where they stand."""
+    return sorted(finding.message for finding in lint(policy) if finding.severity == "error")
+
+
+def lay_room(folder: Path, *, judge_of: JudgeOf = slipping, first: Mapping[str, str] | None = None) -> Room:
+    """A copy of the shipped policy with fewer golden lines, a corpus of it, and a finished calibration.
+
+    `first` replaces texts of the first calibration pair.
+    """
     policy = folder / "policy"
     shutil.copytree(POLICY_DIR, policy, ignore=shutil.ignore_patterns("decisions.jsonl"))
     for split, num in NUM_LINES.items():
         file = policy / "golden" / f"{split}.jsonl"
-        file.write_text("".join(f"{line}\n" for line in file.read_text().split("\n")[:num]))
+        lines = file.read_text().split("\n")[:num]
+        if first and split == "calibration":
+            lines[0] = json.dumps(json.loads(lines[0]) | first)
+        file.write_text("".join(f"{line}\n" for line in lines))
+    rubric = policy / "rubric.toml"
+    # Where the policy lists its graders, the tests' deciders are among them.
+    rubric.write_text(re.sub(r"^(graders = \[)", r'\1"Ana Ortiz", "Ben Adeyemi", ', rubric.read_text(), flags=re.M))
     session = Session(policy=policy, root=folder / "root", version="v1")
     loaded = load_policy(policy)
     run = begin("market", {"made": "for a test"}, out=session.corpus)

@@ -16,12 +16,12 @@ from starlette.testclient import TestClient
 
 from preceptor.contracts import OVERALL
 from preceptor.errors import StageFailed
-from preceptor.policy import lint, load_policy
+from preceptor.policy import load_policy
 from preceptor.recipe import POLICY_DIR
 from preceptor.recipes import tiny
 from preceptor.record import Record
 from preceptor.workbench import Asked, make_workbench, recalibration_of
-from tests.unit.deciding import Room, lay_room, lines_of
+from tests.unit.deciding import Room, errors_of, lay_room, lines_of
 
 ORIGIN = "http://127.0.0.1:8100"
 PAGE = {"x-preceptor": "workbench", "origin": ORIGIN}
@@ -126,6 +126,7 @@ def test_no_text_of_another_split_leaves_the_server(page: TestClient, room: Room
 
 def test_an_anchor_is_amended_in_both_files_and_in_the_log(page: TestClient, room: Room) -> None:
     before, card = texts(room.session.policy), first_card(page)
+    errors = errors_of(room.session.policy)
     answer = decide(page, card, "amend anchor", grade=card["golden"], anchor="  Quite\nanother text. ")
     assert answer.status_code == 200, answer.text
     after = texts(room.session.policy)
@@ -136,7 +137,7 @@ def test_an_anchor_is_amended_in_both_files_and_in_the_log(page: TestClient, roo
     }
     anchors = load_policy(room.session.policy).rubric.dimension(card["dimension"]).anchors
     assert anchors[card["golden"]] == "Quite another text."
-    assert not [finding for finding in lint(room.session.policy) if finding.severity == "error"]
+    assert errors_of(room.session.policy) == errors
     (entry,) = lines_of(room.session.policy / "decisions.jsonl")
     assert entry["decider"] == "Ana Ortiz"
     assert (entry["kind"], entry["before"], entry["after"], entry["why"]) == (
@@ -170,7 +171,7 @@ def test_a_corrected_label_names_its_decider_and_keeps_the_rule(page: TestClient
 
 
 def test_a_precedent_leaves_golden_and_may_be_shown(page: TestClient, room: Room) -> None:
-    card = first_card(page)
+    card, errors = first_card(page), errors_of(room.session.policy)
     num_before = len(lines_of(room.session.policy / "golden" / "calibration.jsonl"))
     grades = {name: grade for name, grade in card["golden_grades"].items() if name != OVERALL}
     answer = decide(page, card, "add precedent", id="decided-here", grades=grades, shown=True)
@@ -184,7 +185,7 @@ def test_a_precedent_leaves_golden_and_may_be_shown(page: TestClient, room: Room
     )
     assert precedent.grades[OVERALL] == policy.rubric.aggregate(grades)
     assert policy.rubric.shown[-1] == "decided-here"
-    assert not [finding for finding in lint(room.session.policy) if finding.severity == "error"]
+    assert errors_of(room.session.policy) == errors
     left = lines_of(room.session.policy / "golden" / "calibration.jsonl")
     assert len(left) == num_before - 1
     assert card["document"] not in {line["document"] for line in left if line["query"] == card["query"]}

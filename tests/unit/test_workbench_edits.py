@@ -17,6 +17,8 @@ from preceptor.workbench.edits import (
     amend_anchor,
     amend_row,
     append_line,
+    declare_grader,
+    declared_graders,
     drop_line,
     edit_line,
     show_precedent,
@@ -82,6 +84,14 @@ def test_line_endings_stay_as_they_are() -> None:
     assert edited.count("\r\n") == edited.count("\n") == DOCUMENT.count("\n")
     assert append_line('{"a": 1}\r\n', {"b": 2}) == '{"a": 1}\r\n{"b": 2}\r\n'
     assert append_line('{"a": 1}', {"b": 2}) == '{"a": 1}\n{"b": 2}\n'
+
+
+def test_a_grader_is_declared_beside_the_others() -> None:
+    text = 'name = "x"\n\n[golden]\n# Whose grades count.\ngraders = ["market-truth"]\n\n[prompt]\nprecedents = []\n'
+    edited = declare_grader(text, 'Ana "A" Ortiz')
+    assert declared_graders(edited) == ("market-truth", 'Ana "A" Ortiz')
+    assert changed(text, edited) == ['-graders = ["market-truth"]', '+graders = ["market-truth", "Ana \\"A\\" Ortiz"]']
+    assert declared_graders('name = "x"\n') == ()
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,9 @@ resamples of a cell are one product of (B, Q) draws with (Q, G * G) counts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any, Final
 
@@ -29,6 +30,8 @@ _GRADES: Final = np.arange(NUM_GRADES)
 _APART: Final = np.abs(_GRADES[:, None] - _GRADES[None, :])
 _SIGNED: Final = _GRADES[None, :] - _GRADES[:, None]
 _ACROSS: Final = (_GRADES[:, None] >= SUITABLE) != (_GRADES[None, :] >= SUITABLE)
+
+_KAPPAS: Final = ("linear", "quadratic", "binarised")
 
 Ints = npt.NDArray[np.int64]
 
@@ -161,17 +164,16 @@ def _cell(dimension: str, slice_: str, rows: Sequence[_Row], *, num_bootstrap: i
     resampled = drawn.reshape(num_bootstrap, NUM_GRADES, NUM_GRADES)
     kappas = {
         name: _interval(kappa_of(counts, cost), kappa_of(resampled, cost), num_groups=len(by_query))
-        for name, cost in {"linear": _APART, "quadratic": _APART**2, "binarised": _ACROSS}.items()
+        for name, cost in zip(_KAPPAS, (_APART, _APART**2, _ACROSS), strict=True)
     }
-    shares = counts / len(rows)
     return Cell(
         dimension=dimension,
         slice=slice_,
         num=len(rows),
         **kappas,
-        exact=float(shares[_APART == 0].sum()),
-        within_one=float(shares[_APART <= 1].sum()),
-        leniency=float((shares * _SIGNED).sum()),
+        exact=float(counts[_APART == 0].sum()) / len(rows),
+        within_one=float(counts[_APART <= 1].sum()) / len(rows),
+        leniency=float((counts * _SIGNED).sum()) / len(rows),
         label_mass=float(np.mean([row.label_mass for row in rows])),
         confusion=tuple(tuple(int(count) for count in line) for line in counts),
     )
@@ -200,3 +202,38 @@ def _interval(value: Floats, resampled: Floats, *, num_groups: int) -> Interval:
     defined = resampled[~np.isnan(resampled)]
     low, high = np.percentile(defined, (2.5, 97.5)) if len(defined) else (np.nan, np.nan)
     return Interval(value=float(value), low=float(low), high=float(high), num_groups=num_groups)
+
+
+def cells_to_json(cells: Iterable[Cell]) -> list[dict[str, Any]]:
+    """`cells` as plain JSON types, for a record's metrics; what is undefined is null."""
+    return [
+        {
+            **asdict(cell),
+            **{name: _defined(asdict(getattr(cell, name))) for name in _KAPPAS},
+            "confusion": [list(line) for line in cell.confusion],
+        }
+        for cell in cells
+    ]
+
+
+def cells_of_json(content: Iterable[Mapping[str, Any]]) -> tuple[Cell, ...]:
+    """The cells that `content`, made by `cells_to_json`, stands for."""
+    return tuple(
+        Cell(
+            **{
+                **row,
+                **{name: _interval_of(row[name]) for name in _KAPPAS},
+                "confusion": tuple(tuple(line) for line in row["confusion"]),
+            }
+        )
+        for row in content
+    )
+
+
+def _interval_of(content: Mapping[str, Any]) -> Interval:
+    value, low, high = (math.nan if content[end] is None else content[end] for end in ("value", "low", "high"))
+    return Interval(value=value, low=low, high=high, num_groups=content["num_groups"])
+
+
+def _defined(interval: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: value if math.isfinite(value) else None for name, value in interval.items()}

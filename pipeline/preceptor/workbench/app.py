@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
@@ -30,7 +29,7 @@ from preceptor.workbench.document import policy_json
 from preceptor.workbench.guard import Guard
 from preceptor.workbench.recalibration import Recalibrate, Recalibrator, Standing, results
 from preceptor.workbench.session import Board, Session, open_board
-from preceptor.workbench.views import brief, card_json, cards_json, cell_json, state_json
+from preceptor.workbench.views import brief, card_json, cards_json, cell_json, log_json, state_json
 from preceptor.workbench.writes import locked, new_errors, write_all
 
 STATIC: Final = Path(__file__).parent / "static"
@@ -81,10 +80,11 @@ class CorrectBody(_Asked):
 
     kind: Literal["correct label"]
     grade: Grade
+    declare: bool = False
 
     def decision(self) -> Decision:
         """The decision asked for."""
-        return Correction(grade=self.grade)
+        return Correction(grade=self.grade, declare=self.declare)
 
 
 DecisionBody = Annotated[AmendBody | PrecedentBody | CorrectBody, Field(discriminator="kind")]
@@ -188,9 +188,7 @@ def _require_fresh(board: Board, body: AmendBody | PrecedentBody | CorrectBody) 
     card = card_json(board, body.pair_id, body.dimension)
     if card is not None and card["revision"] == body.revision:
         return
-    since = board.log[max(body.num_log, 0) :]
-    mine = {json.dumps(entry) for entry in board.log_of(body.pair_id, body.dimension)}
-    raise Stale(card, [brief(entry) for entry in since if json.dumps(entry) in mine])
+    raise Stale(card, log_json(board.log_of(body.pair_id, body.dimension, since=body.num_log)))
 
 
 def _plain(text: str) -> str:

@@ -15,7 +15,16 @@ from preceptor.errors import PolicyError, located
 from preceptor.policy import Policy
 from preceptor.policy.document import DOCUMENT, PRECEDENTS, RUBRIC
 from preceptor.policy.jsonl import read_lines
-from preceptor.workbench.edits import amend_anchor, amend_row, append_line, drop_line, edit_line, show_precedent
+from preceptor.workbench.edits import (
+    amend_anchor,
+    amend_row,
+    append_line,
+    declare_grader,
+    declared_graders,
+    drop_line,
+    edit_line,
+    show_precedent,
+)
 from preceptor.workbench.golden_lines import GoldenLine
 from preceptor.workbench.writes import read_exact
 
@@ -62,9 +71,10 @@ class NewPrecedent:
 
 @dataclass(frozen=True, kw_only=True)
 class Correction:
-    """Golden's grade of the subject shall be `grade`."""
+    """Golden's grade of the subject shall be `grade`; `declare` adds the decider to the policy's declared graders."""
 
     grade: int
+    declare: bool
 
 
 Decision = Amendment | NewPrecedent | Correction
@@ -177,7 +187,14 @@ def _corrected(subject: Subject, decision: Correction) -> Change:
     }
     text = edit_line(read_exact(policy.path / line.file), line.number, changed)
     before = {key: _at(line.content, key) for key in changed}
-    return {line.file: text}, {"kind": CORRECT, "before": before, "after": changed}
+    return {line.file: text, **_declared(subject, decision)}, {"kind": CORRECT, "before": before, "after": changed}
+
+
+def _declared(subject: Subject, decision: Correction) -> dict[str, str]:
+    """rubric.toml with the decider among its graders, where that is asked for and it lists graders without them."""
+    rubric, name = read_exact(subject.policy.path / RUBRIC), subject.decider.strip()
+    graders = declared_graders(rubric)
+    return {RUBRIC: declare_grader(rubric, name)} if decision.declare and graders and name not in graders else {}
 
 
 def _line_of(subject: Subject) -> GoldenLine:

@@ -42,9 +42,24 @@ def amend_anchor(rubric: str, *, dimension: str, grade: int, anchor: str) -> str
 
 def show_precedent(rubric: str, precedent_id: str) -> str:
     """The text of rubric.toml whose prompts show that precedent too, as their last."""
+    return _with_item(rubric, "prompt", "precedents", precedent_id)
+
+
+def declared_graders(rubric: str) -> tuple[str, ...]:
+    """The names in ``[golden] graders`` of rubric.toml, whose grades count as golden; empty where none are declared."""
+    return tuple(tomllib.loads(rubric).get("golden", {}).get("graders", ()))
+
+
+def declare_grader(rubric: str, name: str) -> str:
+    """The text of rubric.toml that declares `name` as a grader beside those it declares."""
+    return _with_item(rubric, "golden", "graders", name)
+
+
+def _with_item(rubric: str, table: str, key: str, item: str) -> str:
+    """The text of rubric.toml with `item` at the end of the list `key` of `table`."""
     lines = TomlLines.of(rubric)
-    number = lines.key(lines.table("[prompt]"), "precedents")
-    assert number is not None, "a rubric that was read has a list of precedents"
+    number = lines.key(lines.table(f"[{table}]"), key)
+    assert number is not None, "a rubric that was read has the list"
     start = _line_starts(rubric)[number - 1]
     opened = rubric.index("[", rubric.index("=", start))
     at, last = opened + 1, opened + 1
@@ -56,10 +71,10 @@ def show_precedent(rubric: str, precedent_id: str) -> str:
         else:
             at += 1
     separator = ", " if last > opened + 1 else ""
-    edited = f"{rubric[:last]}{separator}{toml_text(precedent_id)}{rubric[last:]}"
+    edited = f"{rubric[:last]}{separator}{toml_text(item)}{rubric[last:]}"
 
     def expected(content: dict[str, Any]) -> None:
-        content["prompt"]["precedents"].append(precedent_id)
+        content[table][key].append(item)
 
     return _checked_toml(rubric, edited, expected, f"rubric.toml:{number}")
 

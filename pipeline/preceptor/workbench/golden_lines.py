@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from preceptor.contracts import GOLDEN, make_pair, read_table
 from preceptor.policy import Policy, load_golden
 from preceptor.policy.document import GOLDEN_DIR
+from preceptor.policy.golden import golden_files
 from preceptor.policy.jsonl import read_lines
 from preceptor.workbench.writes import read_exact
 
@@ -33,7 +34,7 @@ class GoldenLine:
 def calibration_lines(policy: Path) -> dict[str, GoldenLine]:
     """The calibration lines of the policy's golden files, by pair_id. Lines that cannot be read are lint's matter."""
     found: dict[str, GoldenLine] = {}
-    for file in sorted((policy / GOLDEN_DIR).glob("*.jsonl")):
+    for file in golden_files(policy / GOLDEN_DIR):
         text = read_exact(file)
         lines = text.split("\n")
         for number, raw, broken in read_lines(text):

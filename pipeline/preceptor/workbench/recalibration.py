@@ -25,10 +25,11 @@ from preceptor.judge.agreement import Cell, agreement_table, disagreements
 from preceptor.judge.judges import open_judge
 from preceptor.judge.watch import Watch
 from preceptor.policy import load_policy
-from preceptor.policy.document import DOCUMENT, PRECEDENTS, RUBRIC
+from preceptor.policy.document import GOLDEN_DIR
 from preceptor.recipe import Recipe
 from preceptor.record import Record, read_record, write_json
 from preceptor.running import ray_cluster
+from preceptor.workbench.decisions import LOG
 from preceptor.workbench.session import ASKED, STAGE, Board, Session, open_board
 from preceptor.workbench.views import cell_json
 from preceptor.workbench.writes import locked
@@ -158,9 +159,7 @@ def _prepared(session: Session, board: Board, version: str) -> Asked:
     """The recalibration of `board`, after copying what it is of: decisions may go on meanwhile."""
     folder = session.notes / version
     shutil.rmtree(folder, ignore_errors=True)
-    (folder / "policy").mkdir(parents=True)
-    for name in (RUBRIC, DOCUMENT, PRECEDENTS):
-        shutil.copyfile(session.policy / name, folder / "policy" / name)
+    shutil.copytree(session.policy, folder / "policy", ignore=shutil.ignore_patterns(".*", GOLDEN_DIR, LOG))
     write_table(board.golden, folder / "golden" / "part-000000.parquet", GOLDEN)
     write_json(folder / ASKED, {"num_decisions": len(board.log)})
     rows = board.golden.select(["pair_id", "dimension", "grade"]).to_pylist()

@@ -11,11 +11,12 @@ from typing import Any, Final
 
 import pyarrow as pa
 
-from preceptor.contracts import GOLDEN, LABELS, content_id, read_table
+from preceptor.contracts import GOLDEN, LABELS, OVERALL, content_id, read_table
 from preceptor.errors import InputError, located
 from preceptor.judge.agreement import Cell, Disagreement, agreement_table, disagreements
 from preceptor.policy import ANSWER, REASONED_ANSWER, Finding, Policy, lint, load_policy, prompt_hash
 from preceptor.policy.document import DOCUMENT, GOLDEN_DIR, PRECEDENTS, RUBRIC
+from preceptor.policy.golden import golden_files
 from preceptor.policy.jsonl import read_lines
 from preceptor.record import Record, read_record
 from preceptor.workbench.decisions import LOG, read_log, revision_of, speaks_of
@@ -115,7 +116,9 @@ class Board:
         """The dimensions whose wording has changed since they were judged, in the rubric's order."""
         judged: dict[str, set[str]] = {}
         for row in self.labels.select(["dimension", "prompt_hash"]).to_pylist():
-            judged.setdefault(row["dimension"], set()).add(row["prompt_hash"])
+            # A dimension that the rubric has lost is not judged again.
+            if row["dimension"] in (*self.policy.rubric.names, OVERALL):
+                judged.setdefault(row["dimension"], set()).add(row["prompt_hash"])
         # A derived overall has no prompt and an empty hash: it follows the others by itself.
         return tuple(
             name
@@ -150,9 +153,13 @@ class Board:
         """The hash of what a card of that pair and dimension lets one decide on."""
         return revision_of(self.policy, self.lines.get(pair_id), dimension)
 
-    def log_of(self, pair_id: str, dimension: str) -> tuple[dict[str, Any], ...]:
-        """The log's entries that a card of that pair and dimension is changed by, oldest first."""
-        return tuple(entry for entry in self.log if speaks_of(entry, pair_id=pair_id, dimension=dimension))
+    def log_of(self, pair_id: str, dimension: str, *, since: int = 0) -> tuple[tuple[int, dict[str, Any]], ...]:
+        """The log's entries that a card of that pair and dimension is changed by, with their places from `since` on."""
+        return tuple(
+            (place, entry)
+            for place, entry in enumerate(self.log)
+            if place >= since and speaks_of(entry, pair_id=pair_id, dimension=dimension)
+        )
 
 
 def open_board(session: Session) -> Board:
@@ -164,7 +171,7 @@ def open_board(session: Session) -> Board:
 def _stamp(session: Session, number: int) -> str:
     """A hash of every file that a board is made of, apart from finished stages, which do not change."""
     folder = session.policy
-    files = [*(folder / name for name in (RUBRIC, DOCUMENT, PRECEDENTS, LOG)), *(folder / GOLDEN_DIR).glob("*.jsonl")]
+    files = [*(folder / name for name in (RUBRIC, DOCUMENT, PRECEDENTS, LOG)), *golden_files(folder / GOLDEN_DIR)]
     files += _worklists(session, number)
     return content_id(*(part for file in sorted(files) for part in (str(file), read_exact(file))))
 

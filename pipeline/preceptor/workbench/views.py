@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from typing import Any, Final
 
 from preceptor.contracts import OVERALL, content_id
 from preceptor.evaluation.metrics import Interval
 from preceptor.judge.agreement import Cell, Disagreement
+from preceptor.policy.document import RUBRIC
 from preceptor.workbench.decisions import AMEND
+from preceptor.workbench.edits import declared_graders
 from preceptor.workbench.session import Board, Session
+from preceptor.workbench.writes import read_exact
 
 _SHORT: Final = 140
 
@@ -37,7 +40,7 @@ def state_json(session: Session, board: Board) -> dict[str, Any]:
             "floor": calibration.metrics.get("floor"),
             "passed": calibration.metrics.get("passed"),
         },
-        "graders": sorted(set(board.golden.column("grader_id").to_pylist())),
+        "graders": list(declared_graders(read_exact(session.policy / RUBRIC))),
         "findings": {
             name: sum(finding.severity == name for finding in board.findings) for name in ("error", "warning")
         },
@@ -93,7 +96,7 @@ def card_json(board: Board, pair_id: str, dimension: str) -> dict[str, Any] | No
         "refusals": _refusals(board, one, line is not None),
         "revision": board.revision(pair_id, dimension),
         "num_log": len(board.log),
-        "log": [brief(entry) for entry in board.log_of(pair_id, dimension)],
+        "log": log_json(board.log_of(pair_id, dimension)),
     }
 
 
@@ -103,6 +106,11 @@ def brief(entry: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(before, Mapping):
         before = {key: value for key, value in before.items() if key not in ("profile", "document")}
     return {**entry, "before": before}
+
+
+def log_json(entries: Iterable[tuple[int, Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """Log entries with their places."""
+    return [{**brief(entry), "place": place} for place, entry in entries]
 
 
 def _card_brief(board: Board, one: Disagreement) -> dict[str, Any]:

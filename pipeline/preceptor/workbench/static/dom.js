@@ -22,7 +22,7 @@ export function fill(node, ...children) {
 export function announce(text) {
   // A repeated text is announced again only where the node changes in between.
   byId("live").textContent = "";
-  requestAnimationFrame(() => { byId("live").textContent = text; });
+  setTimeout(() => { byId("live").textContent = text; }, 20);
 }
 
 export const kappa = (value) => (value === null ? "–" : value.toFixed(2).replace("-", "−"));

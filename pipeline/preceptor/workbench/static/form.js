@@ -21,7 +21,7 @@ function fresh(app, card) {
     name: "", why: "", seen: seenOf(card),
     amend: { grade: card.golden, anchor: card.anchors ? card.anchors[card.golden] : "" },
     precedent: { id: slug || card.pair_id, grades: Object.fromEntries(app.state.dimensions.map((one) => [one.name, card.golden_grades[one.name] ?? ""])), shown: false },
-    correct: { grade: card.judge },
+    correct: { grade: card.judge, declare: false },
   };
 }
 
@@ -80,7 +80,10 @@ function fields(app, card, draft, keep) {
   }
   if (draft.name === "correct") {
     return [choice("correct-grade", "Golden shall be", draft.correct.grade, (value) => { draft.correct.grade = Number(value); }, grades.filter((grade) => grade !== card.golden)),
-      el("p", { className: "now quiet" }, `Now: ${text(card.golden)}, by ${card.grader_id}. The overall grade follows by the policy's rule; the earlier grade stays in the log.`)];
+      el("p", { className: "now quiet" }, `Now: ${text(card.golden)}, by ${card.grader_id}. The overall grade follows by the policy's rule; the earlier grade stays in the log.`),
+      app.state.graders.length > 0 && el("label", { className: "field check" },
+        el("input", { type: "checkbox", id: "declare", checked: draft.correct.declare, on: { change: (event) => { draft.correct.declare = event.target.checked; keep(); } } }),
+        el("span", {}, `Declare me as a grader, if I am not (rubric.toml has ${app.state.graders.join(", ")})`))];
   }
   return [
     el("label", { className: "field" }, el("span", {}, "Id"), el("input", { id: "precedent-id", value: draft.precedent.id, maxLength: 80, spellcheck: false, on: { input: (event) => { draft.precedent.id = event.target.value; keep(); } } })),
@@ -106,7 +109,7 @@ function conflictPanel(app, card, draft, log, accept) {
     if (card.anchors && card.anchors[grade] !== anchor) changes.push(el("li", {}, `Anchor ${grade}: `, el("del", {}, anchor), " ", el("ins", {}, card.anchors[grade])));
   });
   if (seen.golden !== card.golden) changes.push(el("li", {}, `Golden: ${seen.golden} by ${seen.grader_id} `, el("ins", {}, `${card.golden} by ${card.grader_id}`)));
-  const since = log ?? card.log.slice(-Math.max(0, card.num_log - seen.num_log)).filter(() => card.num_log > seen.num_log);
+  const since = log ?? card.log.filter((entry) => entry.place >= seen.num_log);
   if (!changes.length && !since.length) changes.push(el("li", {}, "The pair's golden line or the question was edited."));
   return el("div", { className: "conflict", role: "alert", id: "conflict" },
     el("h4", {}, "This card has changed since you began. Nothing of yours was written."),

@@ -13,7 +13,7 @@ export function drawWaiting(app) {
   const parts = [waiting.length ? plural(waiting.length, "decision") : "No decision", ` since calibration ${calibration.version}`];
   const todo = stale.length ? `; to judge again: ${stale.map(app.titleOf).join(", ")}` : waiting.length ? "; no prompt changed, so agreement is only counted again" : "";
   fill(byId("waiting"), el("span", {}, ...parts, todo, ". "), el("span", { className: "quiet" }, `Judge ${calibration.judge_id}, `, when(calibration.finished_at)));
-  byId("recalibrate").disabled = running || (!waiting.length && !stale.length);
+  byId("recalibrate").disabled = running;
   drawProgress(job);
   if (running) follow(app);
 }
