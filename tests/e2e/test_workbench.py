@@ -403,7 +403,7 @@ _CONTRAST = """() => {
     if (!own || !node.checkVisibility() || node.closest(":disabled, .sr, .live, option, dialog")) continue;
     const [a, b] = [light(rgba(getComputedStyle(node).color)), light(ground(node))].sort((x, y) => y - x);
     const ratio = (a + 0.05) / (b + 0.05);
-    if (ratio < 4.5) faint.push(`${node.tagName} ${node.className} ${ratio.toFixed(2)} ${node.textContent.slice(0, 9)}`);
+    if (ratio < 4.5) faint.push(`${node.tagName} ${node.className} ${ratio.toFixed(2)} ${node.textContent.slice(0, 9)}`)
   }
   return faint;
 }"""
