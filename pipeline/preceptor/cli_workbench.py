@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import ipaddress
+import socket
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Final
@@ -48,17 +50,25 @@ def _workbench(arguments: argparse.Namespace, *, recipe_of: RecipeOf) -> int:
     session.newest()
     open_board(session)
     app = make_workbench(session, recalibrate=recalibration_of(recipe, root), host=arguments.host)
+    listener = _bound(arguments.host, arguments.port)
     host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
-    print(f"workbench: http://{host}:{arguments.port}  (policy {session.policy}; Ctrl-C ends it)", flush=True)
+    address = f"http://{host}:{listener.getsockname()[1]}"
+    print(f"workbench: {address}  (policy {session.policy}; Ctrl-C ends it)", flush=True)
     if not _is_loopback(arguments.host):
         print("workbench: everybody who reaches this address can decide in any name", file=sys.stderr, flush=True)
-    config = uvicorn.Config(app, host=arguments.host, port=arguments.port, log_level="warning", access_log=False)
-    server = uvicorn.Server(config)
-    try:
-        server.run()
-    except SystemExit as error:
-        raise InputError(f"{host}:{arguments.port} cannot be bound. Choose another --port.") from error
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=2))
+    # Ctrl-C is how it is meant to end: what was decided is written, and a recalibration goes on where it stopped.
+    with suppress(KeyboardInterrupt):
+        server.run(sockets=[listener])
     return 0
+
+
+def _bound(host: str, port: int) -> socket.socket:
+    """A socket that listens there; InputError where it cannot."""
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except (OSError, OverflowError) as error:
+        raise InputError(f"{host}:{port} cannot be bound ({error}). Choose another --host or --port.") from error
 
 
 def _require_one_address(host: str) -> None:

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
-from httpx import Response
 from starlette.testclient import TestClient
 
+from preceptor.cli import main
 from preceptor.contracts import OVERALL
 from preceptor.errors import StageFailed
 from preceptor.policy import load_policy
@@ -55,7 +59,7 @@ def first_card(page: TestClient, **wanted: Any) -> dict[str, Any]:
     return card
 
 
-def decide(page: TestClient, card: dict[str, Any], kind: str, **content: Any) -> Response:
+def decide(page: TestClient, card: dict[str, Any], kind: str, **content: Any) -> httpx.Response:
     return page.post(
         "/api/decisions",
         json={
@@ -213,7 +217,7 @@ def test_a_file_edited_by_hand_makes_its_cards_stale_too(page: TestClient, room:
     file = room.session.policy / "golden" / "calibration.jsonl"
     document = json.dumps(card["document"], ensure_ascii=False)
     lines = [
-        line.replace('"grader_id": "', '"grader_id": "x') if document in line else line
+        line.replace('"reason": "', '"reason": "seen again; ') if document in line else line
         for line in file.read_text().split("\n")
     ]
     file.write_text("\n".join(lines))
@@ -455,3 +459,36 @@ def test_the_page_names_no_other_origin() -> None:
     for file in static.iterdir():
         text = file.read_text().replace('xmlns="http://www.w3.org/2000/svg"', "")
         assert "http://" not in text and "https://" not in text and "//cdn" not in text, file.name
+
+
+def test_the_command_serves_until_it_is_interrupted(room: Room) -> None:
+    arguments = ["tiny", "--root", room.session.root, "--policy", room.session.policy, "--port", "0"]
+    command = [sys.executable, "-m", "preceptor", "workbench", *map(str, arguments)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout is not None
+        address = process.stdout.readline().split()[1]
+        # trust_env: a proxy named in the environment could not reach the loopback.
+        with httpx.Client(base_url=address, trust_env=False, timeout=60) as client:
+            assert "Preceptor workbench" in client.get("/").text
+            assert client.get("/api/state").json()["name"] == load_policy(room.session.policy).rubric.name
+        process.send_signal(signal.SIGINT)
+        assert process.stdout.read() == ""
+    assert process.returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--root", "nowhere"], "no finished calibration"),
+        (["--host", "0.0.0.0"], "the workbench has no login"),
+        (["--port", "99999"], "cannot be bound"),
+        (["--policy", "nowhere"], "nowhere"),
+    ],
+)
+def test_the_command_refuses_in_one_line(
+    options: list[str], message: str, room: Room, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = ["--root", str(room.session.root), "--policy", str(room.session.policy)]
+    assert main(["workbench", "tiny", *given, *options]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert message in line

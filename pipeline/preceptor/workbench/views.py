@@ -16,6 +16,9 @@ from preceptor.workbench.edits import declared_graders
 from preceptor.workbench.session import Board, Session
 from preceptor.workbench.writes import read_exact
 
+TEACHER: Final = "teacher:"
+"""What the id of a tuned teacher begins with; it was tuned under words and reads none."""
+
 _SHORT: Final = 140
 
 
@@ -36,7 +39,8 @@ def state_json(session: Session, board: Board) -> dict[str, Any]:
             "version": calibration.version,
             "policy_version": calibration.policy_version,
             "finished_at": calibration.finished_at,
-            "judge_id": calibration.metrics.get("judge_id"),
+            "judge_id": calibration.metrics["judge_id"],
+            "reads_policy": not calibration.metrics["judge_id"].startswith(TEACHER),
             "floor": calibration.metrics.get("floor"),
             "passed": calibration.metrics.get("passed"),
         },

@@ -12,7 +12,8 @@ export function drawWaiting(app) {
   const running = job.state === "running";
   const parts = [waiting.length ? plural(waiting.length, "decision") : "No decision", ` since calibration ${calibration.version}`];
   const todo = stale.length ? `; to judge again: ${stale.map(app.titleOf).join(", ")}` : waiting.length ? "; no prompt changed, so agreement is only counted again" : "";
-  fill(byId("waiting"), el("span", {}, ...parts, todo, ". "), el("span", { className: "quiet" }, `Judge ${calibration.judge_id}, `, when(calibration.finished_at)));
+  fill(byId("waiting"), el("span", {}, ...parts, todo, ". "), el("span", { className: "quiet" }, `Judge ${calibration.judge_id}, `, when(calibration.finished_at),
+    calibration.reads_policy ? "" : ". A tuned teacher reads no policy: new words change its grades only once it is tuned again."));
   byId("recalibrate").disabled = running;
   drawProgress(job);
   if (running) follow(app);
