@@ -28,7 +28,7 @@ from preceptor.workbench.decisions import (
 from preceptor.workbench.document import policy_json
 from preceptor.workbench.guard import Guard
 from preceptor.workbench.recalibration import Recalibrate, Recalibrator, Standing, results
-from preceptor.workbench.session import Board, Session, open_board
+from preceptor.workbench.session import Board, Session, open_board, stamp_of
 from preceptor.workbench.views import brief, card_json, cards_json, cell_json, log_json, state_json
 from preceptor.workbench.writes import locked, new_errors, write_all
 
@@ -175,6 +175,8 @@ def _add_changes(app: FastAPI, session: Session, recalibrator: Recalibrator) -> 
             errors = new_errors(session.policy, texts)
             if errors:
                 raise PolicyError(f"lint would refuse this: {errors[0]} Nothing was written.")
+            if stamp_of(session, board.number) != board.stamp:
+                raise PolicyError("the policy's files were edited at this very moment. Nothing was written: try again.")
             write_all(session.policy, texts)
         return {"entry": brief(entry)}
 

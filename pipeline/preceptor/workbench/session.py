@@ -87,8 +87,10 @@ class Board:
     """Policy, golden, labels and decisions as they stand. `number` counts recalibrations; `log` is oldest first.
 
     `golden` is as the policy's files say now, `measured` as the latest calibration found it. `num_measured` decisions
-    had been taken by then.
+    had been taken by then. `stamp` is the hash of the files.
     """
+
+    stamp: str
 
     policy: Policy
     lines: Mapping[str, GoldenLine]
@@ -165,10 +167,16 @@ class Board:
 def open_board(session: Session) -> Board:
     """The board as the files stand; PolicyError or InputError where they cannot be read."""
     number, _ = session.newest()
-    return _board(session, number, _stamp(session, number))
+    while True:
+        stamp = stamp_of(session, number)
+        board = _board(session, number, stamp)
+        if stamp_of(session, number) == stamp:
+            return board
+        # Edited while it was read: such a board must not be found again under either stamp.
+        _board.cache_clear()
 
 
-def _stamp(session: Session, number: int) -> str:
+def stamp_of(session: Session, number: int) -> str:
     """A hash of every file that a board is made of, apart from finished stages, which do not change."""
     folder = session.policy
     files = [*(folder / name for name in (RUBRIC, DOCUMENT, PRECEDENTS, LOG)), *golden_files(folder / GOLDEN_DIR)]
@@ -194,6 +202,7 @@ def _board(session: Session, number: int, stamp: str) -> Board:
     elif not number:
         measured = calibration_of(read_table(session.corpus / "golden", GOLDEN), judged)
     return Board(
+        stamp=stamp,
         policy=policy,
         lines=lines,
         golden=golden,
