@@ -14,6 +14,8 @@ from preceptor.cli_golden import GOLDEN_EPILOG, add_golden
 from preceptor.cli_plan import add_plan
 from preceptor.cli_policy import add_policy
 from preceptor.cli_refine import REFINE_EPILOG, add_refine, add_worklist
+from preceptor.cli_workbench import EPILOG as WORKBENCH_EPILOG
+from preceptor.cli_workbench import add_workbench
 from preceptor.errors import PreceptorError, RecipeError
 from preceptor.plan import choose, make_plan
 from preceptor.recipe import CorporaConfig, Recipe
@@ -35,6 +37,7 @@ examples:
   preceptor serve --bundle runs/demo/export/v1/bundle
   preceptor policy lint policy/job_match
   preceptor policy diff HEAD:policy/job_match policy/job_match --root runs/demo
+  preceptor workbench demo --root runs/demo            decide about disagreements at http://127.0.0.1:8100
   preceptor plan cluster --pairs 1e6 1e9               hours, money and bytes of labelling, on paper
 """
 
@@ -108,6 +111,14 @@ def _parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
     )
+    workbench = commands.add_parser(
+        "workbench",
+        help="a local page to decide about disagreements with the judge",
+        epilog=WORKBENCH_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _add_recipe(workbench)
+    add_workbench(workbench, _recipe)
     return parser
 
 

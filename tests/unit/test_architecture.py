@@ -32,7 +32,8 @@ LAYERS = (
     ("export", "recipes"),
     ("plan",),
     ("running", "batch", "cli_plan", "cli_policy", "cli_golden", "cli_refine"),
-    ("recalibrate",),
+    ("recalibrate", "workbench"),
+    ("cli_workbench",),
     ("cli",),
 )
 LAYER_OF = {room: layer for layer, rooms in enumerate(LAYERS) for room in rooms}
@@ -54,6 +55,7 @@ LIGHT = (
     "cli_policy",
     "cli_golden",
     "cli_refine",
+    "cli_workbench",
     "batch",
     "cli",
 )
