@@ -29,6 +29,8 @@ examples:
   preceptor batch import demo output.jsonl errors.jsonl --root runs/mine --judge openai --base-url URL
   preceptor score --bundle runs/demo/export/v1/bundle --pairs pairs.parquet --out scores.parquet
   preceptor serve --bundle runs/demo/export/v1/bundle
+  preceptor keys add recommender --file keys.json
+  preceptor serve --bundle runs/demo/export/v1/bundle --host 0.0.0.0 --keys keys.json
   preceptor policy lint policy/job_match
   preceptor plan cluster --pairs 1e6 1e9               hours, money and bytes of labelling, on paper
 """
@@ -84,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_score(commands.add_parser("score", help="score a file of pairs with a bundle"))
     _add_serve(commands.add_parser("serve", help="serve a bundle over HTTP with Ray Serve"))
+    _add_keys(commands.add_parser("keys", help="make, list and end the API keys of a scorer"))
     _add_policy(commands.add_parser("policy", help="check or show a policy"))
     return parser
 
@@ -171,11 +174,33 @@ def _add_score(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_serve(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Serve a bundle: POST /v1/score, /healthz, /metrics. Binds to loopback unless told."
+    parser.description = (
+        "Serve a bundle: /v1/score, /v1/rerank, /v2/rerank, /readyz, /metrics. Binds to loopback unless told; another "
+        "interface needs keys, or a gateway in front that authenticates."
+    )
     parser.add_argument("--bundle", type=Path, required=True, help="a bundle/ directory of an export stage")
     parser.add_argument("--host", default="127.0.0.1", help="interface to bind (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, default=8000, help="port to bind (default: 8000)")
+    guard = parser.add_mutually_exclusive_group()
+    guard.add_argument("--keys", type=Path, metavar="FILE", help="answer holders of these keys only")
+    guard.add_argument(
+        "--behind-gateway", action="store_true", help="a gateway authenticates: answer whoever reaches the port"
+    )
     parser.set_defaults(run=_serve)
+
+
+def _add_keys(parser: argparse.ArgumentParser) -> None:
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    add = commands.add_parser("add", help="make a key; it is printed once and kept only as a salted hash")
+    remove = commands.add_parser("remove", help="end a key; running scorers notice")
+    shown = commands.add_parser("list", help="names, limits and dates")
+    for command, run in ((add, _keys_add), (remove, _keys_remove), (shown, _keys_list)):
+        command.set_defaults(run=run)
+        command.add_argument("--file", type=Path, default=Path("keys.json"), help="default: keys.json")
+    add.add_argument("--requests-per-minute", type=int, default=600, metavar="N", help="default: 600")
+    add.add_argument("--documents-per-minute", type=int, default=60_000, metavar="N", help="default: 60000")
+    for command in (add, remove):
+        command.add_argument("name", help="who holds the key")
 
 
 def _add_policy(parser: argparse.ArgumentParser) -> None:
@@ -305,11 +330,47 @@ def _score(arguments: argparse.Namespace) -> int:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
+    from preceptor_serve.keys import Guard, require_guarded
+
+    # Before Ray is loaded, let alone started: what may not be is said at once.
+    guard: Guard = "gateway" if arguments.behind_gateway else "keys"
+    require_guarded(arguments.host, keys=arguments.keys, guard=guard)
     from preceptor.running import ray_cluster
     from preceptor_serve.app import run_app
 
     with ray_cluster():
-        run_app(arguments.bundle.resolve(), host=arguments.host, port=arguments.port)
+        run_app(arguments.bundle.resolve(), host=arguments.host, port=arguments.port, keys=arguments.keys, guard=guard)
+    return 0
+
+
+def _keys_add(arguments: argparse.Namespace) -> int:
+    from preceptor_serve.keys import add_key
+
+    key = add_key(
+        arguments.file,
+        arguments.name,
+        requests_per_minute=arguments.requests_per_minute,
+        documents_per_minute=arguments.documents_per_minute,
+    )
+    print(f"keys: '{arguments.name}' added to {arguments.file}; the key is shown only now", file=sys.stderr)
+    print(key)
+    return 0
+
+
+def _keys_remove(arguments: argparse.Namespace) -> int:
+    from preceptor_serve.keys import remove_key
+
+    remove_key(arguments.file, arguments.name)
+    print(f"keys: '{arguments.name}' removed from {arguments.file}")
+    return 0
+
+
+def _keys_list(arguments: argparse.Namespace) -> int:
+    from preceptor_serve.keys import read_keys
+
+    for key in read_keys(arguments.file):
+        limits = f"{key.requests_per_minute:,} requests, {key.documents_per_minute:,} documents a minute"
+        print(f"{key.name}  {limits}  since {key.created}")
     return 0
 
 

@@ -1,7 +1,7 @@
 """API keys: a file of salted hashes, and the ring that checks a presented key against it.
 
-A key is ``pcp_ID_SECRET``. The id finds the line, so one hash is computed for a request; the secret has 256 random bits,
-so a fast salted hash (BLAKE2b) holds: there is nothing to guess, and a slow one would cost each request more than scoring.
+A key is ``pcp_ID_SECRET``. The id finds the line, so one hash is computed for a request. The secret has 256 random bits,
+so a fast salted hash (BLAKE2b) holds: there is nothing to guess, and a slow one would cost more than scoring does.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from preceptor.errors import InputError, located
+from preceptor.errors import InputError
 from preceptor_serve.rates import Bucket, retry_after
 from preceptor_serve.schema import Refusal
 
@@ -58,7 +58,9 @@ class Key:
             raise ValueError("id, name, salt, digest and created are strings")
         if not re.fullmatch(NAME_PATTERN, self.name):
             raise ValueError(f"a name has 1 to 64 of A-Z a-z 0-9 . _ -, got {self.name!r}")
-        bytes.fromhex(self.salt + self.digest)
+        for part, size in (("id", 4), ("salt", 16), ("digest", 32)):
+            if len(bytes.fromhex(getattr(self, part))) != size:
+                raise ValueError(f"{part} has {size} bytes in hexadecimal")
         for number in (self.requests_per_minute, self.documents_per_minute):
             if type(number) is not int or number < 1:
                 raise ValueError(f"a limit is a whole number above 0, got {number!r}")
@@ -95,10 +97,8 @@ def read_keys(file: Path) -> tuple[Key, ...]:
     except OSError as error:
         raise InputError(f"{file}: not readable ({error.strerror}).") from error
     except (ValueError, TypeError, KeyError) as error:
-        way_out = "It is made by `preceptor keys`; do not edit it by hand."
-        raise InputError(
-            located(f"not a file of keys ({type(error).__name__}: {error}). {way_out}", file=file)
-        ) from error
+        message = f"{file}: not a file of keys ({type(error).__name__}: {error}). Make it with `preceptor keys`."
+        raise InputError(message) from error
     for part in ("id", "name"):
         if len({getattr(key, part) for key in keys}) != len(keys):
             raise InputError(f"{file}: two keys have the same {part}. Remove one with: preceptor keys remove NAME")
@@ -192,7 +192,7 @@ class KeyRing:
         self._take(read_keys(file))
 
     def find(self, presented: str) -> Holder | None:
-        """Whose key `presented` is; None where it is nobody's. Takes as long for an unknown id as for a wrong secret."""
+        """Whose key `presented` is; None where it is nobody's. An unknown id takes as long as a wrong secret."""
         self._refresh()
         parts = _KEY_PATTERN.fullmatch(presented)
         if parts is None:

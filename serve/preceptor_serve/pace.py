@@ -1,12 +1,12 @@
 """How long a request would take now, judged by what is under way and how fast work of its kind has been done.
 
 Work is counted in characters to be read, query and profile once: what tokens and arithmetic follow, known without a
-tokenizer. Two rates are measured: `alone`, of requests that found nothing under way, and `shared`, of those that did, all
-work under way at their start counted. A request then takes its own work at the first rate or all work at the second,
-whichever is longer: true of one replica that works in turn, of several side by side and of one that batches.
+tokenizer. Two rates are measured: `alone`, of requests that found nothing under way, and `shared`, of those that did,
+with all work under way at their start counted. A request then takes its own work at the first rate or all work at the
+second, whichever is longer: true of one replica that works in turn, of several side by side and of one that batches.
 
-Nothing unknown refuses: an unmeasured rate counts as infinite, and a rate not confirmed for RELEARN_S is forgotten, since
-a refused request measures nothing and a scorer that has become faster would never be found out.
+Nothing unknown refuses: an unmeasured rate counts as infinite, and a rate not confirmed for RELEARN_S is forgotten,
+since a refused request measures nothing and a scorer that has become faster would never be found out.
 """
 
 from __future__ import annotations

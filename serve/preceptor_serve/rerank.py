@@ -1,7 +1,7 @@
 """/v1/rerank and /v2/rerank: requests in the shape of Cohere's and Jina's APIs, best document first.
 
-Fields that those APIs know and this scorer has no use for are accepted, and named in ``meta.warnings``. Any other unknown
-field is refused, because a misspelt `profile` would change the order without a sign.
+Fields that those APIs know and this scorer has no use for are accepted, and named in ``meta.warnings``. Any other
+unknown field is refused, because a misspelt `profile` would change the order without a sign.
 """
 
 from __future__ import annotations

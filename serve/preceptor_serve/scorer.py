@@ -13,7 +13,7 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -141,7 +141,7 @@ def checked(scores: Sequence[DocumentScore], *, num_documents: int) -> tuple[Doc
 
 @contextmanager
 def without_texts() -> Iterator[None]:
-    """Runs the body; a defect in it is raised as Broken, so that what logs it on the way cannot log a member's words."""
+    """Runs the body; a defect in it is raised as Broken, so that whoever logs it cannot log a member's words."""
     try:
         yield
     except PreceptorError:
@@ -225,7 +225,7 @@ class FakeScorer:
 
     bundle_id: str = "fake-bundle"
     policy_version: str = "0.0.0+00000000"
-    blend: Blend = Blend(relevance=1.0, click=0.0, apply=0.0)
+    blend: Blend = field(default_factory=lambda: Blend(relevance=1.0, click=0.0, apply=0.0))
     rule: Callable[[str, str, str], DocumentScore] = hashed_score
 
     def score(self, query: str, profile: str, documents: Sequence[str]) -> list[DocumentScore]:
