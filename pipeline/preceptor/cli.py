@@ -65,6 +65,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from preceptor_serve.keys_command import add_keys
+
     parser = argparse.ArgumentParser(
         prog="preceptor",
         description="From a product policy and graded examples to a distilled ranker.",
@@ -86,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_score(commands.add_parser("score", help="score a file of pairs with a bundle"))
     _add_serve(commands.add_parser("serve", help="serve a bundle over HTTP with Ray Serve"))
-    _add_keys(commands.add_parser("keys", help="make, list and end the API keys of a scorer"))
+    add_keys(commands.add_parser("keys", help="make, list and end the API keys of a scorer"))
     _add_policy(commands.add_parser("policy", help="check or show a policy"))
     return parser
 
@@ -187,20 +189,6 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         "--behind-gateway", action="store_true", help="a gateway authenticates: answer whoever reaches the port"
     )
     parser.set_defaults(run=_serve)
-
-
-def _add_keys(parser: argparse.ArgumentParser) -> None:
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    add = commands.add_parser("add", help="make a key; it is printed once and kept only as a salted hash")
-    remove = commands.add_parser("remove", help="end a key; running scorers notice")
-    shown = commands.add_parser("list", help="names, limits and dates")
-    for command, run in ((add, _keys_add), (remove, _keys_remove), (shown, _keys_list)):
-        command.set_defaults(run=run)
-        command.add_argument("--file", type=Path, default=Path("keys.json"), help="default: keys.json")
-    add.add_argument("--requests-per-minute", type=int, default=600, metavar="N", help="default: 600")
-    add.add_argument("--documents-per-minute", type=int, default=60_000, metavar="N", help="default: 60000")
-    for command in (add, remove):
-        command.add_argument("name", help="who holds the key")
 
 
 def _add_policy(parser: argparse.ArgumentParser) -> None:
@@ -340,37 +328,6 @@ def _serve(arguments: argparse.Namespace) -> int:
 
     with ray_cluster():
         run_app(arguments.bundle.resolve(), host=arguments.host, port=arguments.port, keys=arguments.keys, guard=guard)
-    return 0
-
-
-def _keys_add(arguments: argparse.Namespace) -> int:
-    from preceptor_serve.keys import add_key
-
-    key = add_key(
-        arguments.file,
-        arguments.name,
-        requests_per_minute=arguments.requests_per_minute,
-        documents_per_minute=arguments.documents_per_minute,
-    )
-    print(f"keys: '{arguments.name}' added to {arguments.file}; the key is shown only now", file=sys.stderr)
-    print(key)
-    return 0
-
-
-def _keys_remove(arguments: argparse.Namespace) -> int:
-    from preceptor_serve.keys import remove_key
-
-    remove_key(arguments.file, arguments.name)
-    print(f"keys: '{arguments.name}' removed from {arguments.file}")
-    return 0
-
-
-def _keys_list(arguments: argparse.Namespace) -> int:
-    from preceptor_serve.keys import read_keys
-
-    for key in read_keys(arguments.file):
-        limits = f"{key.requests_per_minute:,} requests, {key.documents_per_minute:,} documents a minute"
-        print(f"{key.name}  {limits}  since {key.created}")
     return 0
 
 

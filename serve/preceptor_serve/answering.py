@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from fastapi import Request
@@ -26,6 +25,7 @@ class Desk:
     limits: Limits
     metrics: Metrics
     pace: Pace
+    clock: Callable[[], float]
 
     async def answer(self, request: Request, asks: Sequence[Ask], *, deadline_s: float | None) -> list[Answer]:
         """An answer for each of `asks`, its scores checked; all or none.
@@ -35,7 +35,7 @@ class Desk:
         """
         work = sum(ask.num_chars for ask in asks)
         num_documents = sum(len(ask.documents) for ask in asks)
-        left_s = None if deadline_s is None else deadline_s - (time.monotonic() - request.state.started_s)
+        left_s = None if deadline_s is None else deadline_s - (self.clock() - request.state.started_s)
         if left_s is not None:
             self.pace.require(work, left_s=left_s)
         if (holder := getattr(request.state, "holder", None)) is not None:

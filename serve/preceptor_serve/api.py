@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
 from fastapi import FastAPI, Request, Response
@@ -13,17 +14,7 @@ from preceptor_serve.answering import Desk, read_body, to_answer, weights_of
 from preceptor_serve.blending import OutOfBounds
 from preceptor_serve.keys import KeyRing
 from preceptor_serve.metrics import Metrics
-from preceptor_serve.openapi import (
-    METRICS_EXAMPLE,
-    MODELS_EXAMPLE,
-    READY_EXAMPLE,
-    SCORE_EXAMPLES,
-    answers,
-    describe,
-    request_of,
-    rerank_example,
-    shown,
-)
+from preceptor_serve.openapi import answers, describe, request_of
 from preceptor_serve.pace import Pace
 from preceptor_serve.reading import ask_of, asks_of, blend_refused, deadline_of, parse
 from preceptor_serve.refusals import handle_errors
@@ -51,15 +42,20 @@ SCORING_ERRORS: Final = (400, 401, 408, 413, 415, 422, 429, 500, 503, 504)
 
 
 def make_api(
-    scorer: AsyncScorer, *, limits: Limits | None = None, keys: KeyRing | None = None, replica: str = "local"
+    scorer: AsyncScorer,
+    *,
+    limits: Limits | None = None,
+    keys: KeyRing | None = None,
+    replica: str = "local",
+    clock: Callable[[], float] = time.monotonic,
 ) -> FastAPI:
-    """The HTTP API in front of `scorer`; where there are `keys`, for their holders only."""
+    """The HTTP API in front of `scorer`; where there are `keys`, for their holders only. `clock` counts seconds."""
     metrics = Metrics(replica=replica)
-    desk = Desk(scorer=scorer, limits=limits or Limits(), metrics=metrics, pace=Pace(time.monotonic))
+    desk = Desk(scorer=scorer, limits=limits or Limits(), metrics=metrics, pace=Pace(clock), clock=clock)
     app = FastAPI(title="Preceptor", version="1", docs_url=None, redoc_url=None, redirect_slashes=False)
     if keys is not None:
         app.add_middleware(Gate, keys=keys, metrics=metrics)
-    app.add_middleware(Watch, metrics=metrics)
+    app.add_middleware(Watch, metrics=metrics, clock=clock)
     handle_errors(app, metrics)
     _add_score(app, desk)
     for version in ("1", "2"):
@@ -70,9 +66,7 @@ def make_api(
 
 
 def _add_score(app: FastAPI, desk: Desk) -> None:
-    responses = answers(*SCORING_ERRORS) | shown(examples=SCORE_EXAMPLES)
-
-    @app.post("/v1/score", responses=responses, openapi_extra=request_of(ScoreRequest, BatchRequest))
+    @app.post("/v1/score", responses=answers(*SCORING_ERRORS), openapi_extra=request_of(ScoreRequest, BatchRequest))
     async def score(request: Request) -> ScoreResponse | BatchResponse:
         """Scores the documents of one query, or of several at once."""
         wanted = await _read(request, desk, SCORE_BODY)
@@ -91,12 +85,10 @@ def _add_score(app: FastAPI, desk: Desk) -> None:
 
 
 def _add_rerank(app: FastAPI, desk: Desk, *, version: str) -> None:
-    responses = answers(*SCORING_ERRORS) | shown(example=rerank_example(version))
-
     @app.post(
         f"/v{version}/rerank",
         name=f"rerank_v{version}",
-        responses=responses,
+        responses=answers(*SCORING_ERRORS),
         openapi_extra=request_of(RerankRequest),
         response_model_exclude_none=True,
     )
@@ -115,19 +107,19 @@ def _add_rerank(app: FastAPI, desk: Desk, *, version: str) -> None:
 def _add_standing(app: FastAPI, desk: Desk) -> None:
     """The routes that say how the scorer stands and score nothing."""
 
-    @app.get("/v1/models", responses=answers(401, 429, 500, 503, 504) | shown(example=MODELS_EXAMPLE))
+    @app.get("/v1/models", responses=answers(401, 429, 500, 503, 504))
     async def models() -> Models:
         """The bundle that is served, in the shapes of OpenAI's and Cohere's lists."""
         found = await desk.scorer.identity()
         model = Model(id=found.bundle_id, policy_version=found.policy_version, blend=weights_of(found.blend))
         return Models(data=[model], models=[NamedModel(name=found.bundle_id, endpoints=["rerank", "score"])])
 
-    @app.get("/healthz", responses=answers(500) | shown(example={"status": "ok"}))
+    @app.get("/healthz", responses=answers(500))
     async def healthz() -> Live:
         """Whether this process answers. Asks no scorer: a restart of the edge mends none."""
         return Live()
 
-    @app.get("/readyz", responses=answers(429, 500, 503, 504) | shown(example=READY_EXAMPLE))
+    @app.get("/readyz", responses=answers(429, 500, 503, 504))
     async def readyz() -> Ready:
         """Whether requests can be scored now, and by which bundle."""
         found = await desk.scorer.identity()
@@ -136,7 +128,7 @@ def _add_standing(app: FastAPI, desk: Desk) -> None:
     @app.get(
         "/metrics",
         response_class=Response,
-        responses=answers(401, 429, 500) | shown("text/plain", schema={"type": "string"}, example=METRICS_EXAMPLE),
+        responses=answers(401, 429, 500) | {200: {"content": {"text/plain": {"schema": {"type": "string"}}}}},
     )
     async def render() -> Response:
         """Prometheus series of this edge process."""

@@ -1,7 +1,7 @@
 """API keys: a file of salted hashes, and the ring that checks a presented key against it.
 
-A key is ``pcp_ID_SECRET``. The id finds the line, so one hash is computed for a request. The secret has 256 random bits,
-so a fast salted hash (BLAKE2b) holds: there is nothing to guess, and a slow one would cost more than scoring does.
+A key is ``pcp_ID_SECRET``. The id finds the line, so one hash is computed for a request. The secret has 256 random
+bits, so a fast salted hash (BLAKE2b) holds: there is nothing to guess, and a slow one would cost more than scoring.
 """
 
 from __future__ import annotations
@@ -30,8 +30,6 @@ from preceptor_serve.schema import Refusal
 
 logger = logging.getLogger("preceptor_serve")
 
-REQUESTS_PER_MINUTE: Final = 600
-DOCUMENTS_PER_MINUTE: Final = 60_000
 NAME_PATTERN: Final = r"[A-Za-z0-9._\-]{1,64}"
 _KEY_PATTERN: Final = re.compile(r"pcp_([0-9a-f]{8})_([A-Za-z0-9_\-]{43})")
 _NOBODY: Final = "0" * 64

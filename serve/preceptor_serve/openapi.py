@@ -58,45 +58,36 @@ _RERANKED: Final = {
         }
     ],
 }
-SCORE_EXAMPLES: Final = {
-    "one": {"summary": "One query", "value": {"request_id": "7d1c", **_ANSWER}},
-    "batch": {"summary": "Several queries", "value": {"request_id": "7d1c", "answers": [_ANSWER]}},
+_MODEL: Final = {
+    "id": _NAMES["bundle_id"],
+    "object": "model",
+    "owned_by": "preceptor",
+    "policy_version": _NAMES["policy_version"],
+    "blend": _BLEND,
 }
-MODELS_EXAMPLE: Final = {
-    "object": "list",
-    "data": [
-        {
-            "id": _NAMES["bundle_id"],
-            "object": "model",
-            "owned_by": "preceptor",
-            "policy_version": _NAMES["policy_version"],
-            "blend": _BLEND,
+_ONE: Final = {"summary": "One query", "value": {"request_id": "7d1c", **_ANSWER}}
+_BATCH: Final = {"summary": "Several queries", "value": {"request_id": "7d1c", "answers": [_ANSWER]}}
+# What each path answers when all is well, as a media type object has it.
+_EXAMPLES: Final[dict[str, dict[str, Any]]] = {
+    "/v1/score": {"examples": {"one": _ONE, "batch": _BATCH}},
+    "/v1/rerank": {"example": {**_RERANKED, "meta": {"api_version": {"version": "1"}}}},
+    "/v2/rerank": {"example": {**_RERANKED, "meta": {"api_version": {"version": "2"}}}},
+    "/v1/models": {
+        "example": {
+            "object": "list",
+            "data": [_MODEL],
+            "models": [{"name": _NAMES["bundle_id"], "endpoints": ["rerank", "score"]}],
         }
-    ],
-    "models": [{"name": _NAMES["bundle_id"], "endpoints": ["rerank", "score"]}],
+    },
+    "/healthz": {"example": {"status": "ok"}},
+    "/readyz": {"example": {"status": "ok", **_NAMES}},
+    "/metrics": {"example": 'preceptor_documents_scored_total{replica="edge-1"} 1250.0\n'},
 }
-READY_EXAMPLE: Final = {"status": "ok", **_NAMES}
-METRICS_EXAMPLE: Final = 'preceptor_documents_scored_total{replica="edge-1"} 1250.0\n'
 
 
 def answers(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Each of `statuses` as FastAPI's `responses` takes them: the error body, with an example."""
-    found: dict[int | str, dict[str, Any]] = {}
-    for status in statuses:
-        code, message, field = _ERRORS[status]
-        error = {"code": code, "message": message, "field": field, "request_id": "7d1c"}
-        found[status] = {"model": ErrorResponse, "content": {"application/json": {"example": {"error": error}}}}
-    return found
-
-
-def shown(media_type: str = "application/json", **example: Any) -> dict[int | str, dict[str, Any]]:
-    """The answer 200 with its `example` or `examples`."""
-    return {200: {"content": {media_type: example}}}
-
-
-def rerank_example(version: str) -> dict[str, Any]:
-    """An answer of that version's rerank route."""
-    return {**_RERANKED, "meta": {"api_version": {"version": version}}}
+    """Each of `statuses` as FastAPI's `responses` takes them: the error body."""
+    return {status: {"model": ErrorResponse} for status in statuses}
 
 
 def request_of(*models: type) -> dict[str, Any]:
@@ -136,9 +127,24 @@ def describe(app: FastAPI, *, keys: KeyRing | None) -> dict[str, Any]:
     wanted = [(model, "validation") for model in (ScoreRequest, BatchRequest, RerankRequest)]
     _, schemas = models_json_schema(wanted, ref_template=_TEMPLATE)  # type: ignore[arg-type]
     document["components"]["schemas"] |= schemas["$defs"]
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            for status, answer in operation["responses"].items():
+                _exemplify(answer["content"], path, int(status))
     if keys is not None:
         document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         for path, operations in document["paths"].items():
             for operation in operations.values():
                 operation["security"] = [] if path in ("/healthz", "/readyz") else [{"key": []}]
     return document
+
+
+def _exemplify(content: dict[str, dict[str, Any]], path: str, status: int) -> None:
+    """Puts examples into the media types of one answer. Afterwards, because FastAPI drops their nulls."""
+    if status == 200:
+        extra = _EXAMPLES[path]
+    else:
+        code, message, field = _ERRORS[status]
+        extra = {"example": {"error": {"code": code, "message": message, "field": field, "request_id": "7d1c"}}}
+    for media_type in content.values():
+        media_type.update(extra)

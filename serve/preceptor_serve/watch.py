@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import re
-import time
 import uuid
+from collections.abc import Callable
 from typing import Final
 
 from fastapi import Request
@@ -24,15 +24,16 @@ OPEN_PATHS: Final = ("/healthz", "/readyz", "/openapi.json")
 class Watch:
     """ASGI middleware: names each request, counts and times it, and turns a defect into a 500 with the stable body."""
 
-    def __init__(self, app: ASGIApp, *, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, *, metrics: Metrics, clock: Callable[[], float]) -> None:
         self._app = app
         self._metrics = metrics
+        self._clock = clock
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        started_s = time.monotonic()
+        started_s = self._clock()
         scope["state"] = {**scope.get("state", {}), "request_id": _named(scope), "started_s": started_s}
         status = 499  # what stays where the caller left before an answer began
 
@@ -54,7 +55,7 @@ class Watch:
             response = error_response(Request(scope), internal(), self._metrics)
             await response(scope, receive, note)
         finally:
-            self._metrics.answered(path=scope["path"], status=status, seconds=time.monotonic() - started_s)
+            self._metrics.answered(path=scope["path"], status=status, seconds=self._clock() - started_s)
 
 
 class Gate:
