@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib
+import traceback
 from collections.abc import Coroutine
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,10 +13,12 @@ from typing import Any, cast
 import pytest
 import yaml
 
+from preceptor.bundle import DocumentScore
 from preceptor.errors import PreceptorError
+from preceptor_serve.keys import require_guarded
 from preceptor_serve.schema import Limits
-from preceptor_serve.scorer import Answer, AsyncScorer, Identity, Overloaded, TimedOut, Unavailable
-from tests.unit.serving import GOOD
+from preceptor_serve.scorer import Answer, AsyncScorer, Broken, FakeScorer, Identity, Overloaded, TimedOut, Unavailable
+from tests.unit.serving import GOOD, SECRET
 
 SERVE_YAML = Path(__file__).resolve().parents[2] / "serve" / "serve.yaml"
 
@@ -28,8 +31,9 @@ def test_serve_yaml_is_valid_and_fits_the_application():
     from preceptor_serve.app import AppArgs, build
 
     config = ServeDeploySchema.model_validate(yaml.safe_load(SERVE_YAML.read_text()))
-    assert config.http_options.host == "127.0.0.1"
     (application,) = config.applications
+    require_guarded(config.http_options.host, keys=application.args["keys_file"], guard="keys")
+    assert config.logging_config is not None and not config.logging_config["enable_access_log"]
     module, _, name = application.import_path.partition(":")
     assert getattr(importlib.import_module(module), name) is build
     args = AppArgs.model_validate(application.args)
@@ -49,6 +53,9 @@ def test_serve_yaml_is_valid_and_fits_the_application():
         {"bundle": "b", "max_replica": 3},
         {"bundle": "b", "limits": {"max_document": 3}},
         {"bundle": "b", "limits": {"max_documents": 0}},
+        {"bundle": "b", "limits": {"blend": {"click": [0.5, 0.2]}}},
+        {"bundle": "b", "limits": {"blend": {"save": [0, 1]}}},
+        {"bundle": "b", "keys": "f"},
         {"bundle": "b", "min_replicas": 3, "max_replicas": 2},
         {"bundle": "b", "target_ongoing_requests": 9, "max_ongoing_requests": 8},
     ],
@@ -58,6 +65,18 @@ def test_arguments_that_cannot_work_are_refused(args):
 
     with pytest.raises(ValueError):
         AppArgs.model_validate(args)
+
+
+def test_a_defect_in_a_replica_says_nothing_of_what_was_scored(monkeypatch: pytest.MonkeyPatch):
+    from preceptor_serve.app import ScorerReplica
+
+    def broken_rule(query: str, profile: str, document: str) -> DocumentScore:
+        raise ValueError(f"cannot tokenize {query}")
+
+    monkeypatch.setattr("preceptor_serve.app.load_scorer", lambda path: FakeScorer(rule=broken_rule))
+    with pytest.raises(Broken) as caught:
+        asyncio.run(ScorerReplica("bundle").score(SECRET, SECRET, [SECRET]))
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
 
 
 @dataclass

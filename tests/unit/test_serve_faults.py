@@ -6,6 +6,7 @@ import asyncio
 import logging
 import math
 import threading
+import traceback
 from dataclasses import replace
 
 import pytest
@@ -14,12 +15,14 @@ from preceptor.bundle import DocumentScore
 from preceptor.errors import StageFailed
 from preceptor_serve.scorer import (
     BadScore,
+    Broken,
     FakeScorer,
     Overloaded,
     ThreadedScorer,
     TimedOut,
     Unavailable,
     probe,
+    without_texts,
 )
 from tests.unit.serving import BODY, GOOD, SECRET, FailingScorer, FixedScorer, assert_refused, client, samples
 
@@ -68,6 +71,18 @@ def test_a_bundle_with_bad_scores_fails_its_probe():
     with pytest.raises(StageFailed, match="fails its probe"):
         probe(FakeScorer(rule=lambda *texts: replace(GOOD, score=math.nan)))
     probe(FakeScorer())
+
+
+def test_a_defect_in_a_scorer_is_named_by_its_type_and_place_alone():
+    def broken_rule(query: str, profile: str, document: str) -> DocumentScore:
+        raise ValueError(f"cannot tokenize {query}")
+
+    with pytest.raises(Broken) as caught, without_texts():
+        asyncio.run(ThreadedScorer(FakeScorer(rule=broken_rule)).score(SECRET, "p", ["d"]))
+    shown = "".join(traceback.format_exception(caught.value))
+    assert SECRET not in shown and "ValueError in test_serve_faults.py:" in str(caught.value)
+    with pytest.raises(Unavailable), without_texts():
+        raise Unavailable("an error of the house says what it says")
 
 
 def test_a_hung_scorer_is_unhealthy_until_it_answers():
