@@ -191,6 +191,12 @@ def test_no_dashboard_runs_and_http_is_answered_on_the_loopback_alone(session: h
         print("LISTEN", found.laddr, name)
 
 
+def test_rays_own_ports_want_a_token(session: httpx.Client) -> None:
+    from ray._raylet import AuthenticationMode, get_authentication_mode
+
+    assert get_authentication_mode() == AuthenticationMode.TOKEN
+
+
 def test_another_interface_without_keys_is_refused(session: httpx.Client, tiny_bundle: Path) -> None:
     from preceptor_serve.app import run_app
 
