@@ -186,9 +186,6 @@ def test_no_dashboard_runs_and_http_is_answered_on_the_loopback_alone(session: h
     port = session.base_url.port
     listening = [found for found in psutil.net_connections("inet") if found.status == psutil.CONN_LISTEN]
     assert {found.laddr.ip for found in listening if found.laddr.port == port} == {"127.0.0.1"}
-    for found in listening:
-        name = " ".join(psutil.Process(found.pid).cmdline())[:90] if found.pid else "?"
-        print("LISTEN", found.laddr, name)
 
 
 def test_rays_own_ports_want_a_token(session: httpx.Client) -> None:

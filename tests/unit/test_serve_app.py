@@ -33,7 +33,7 @@ def test_serve_yaml_is_valid_and_fits_the_application():
     config = ServeDeploySchema.model_validate(yaml.safe_load(SERVE_YAML.read_text()))
     (application,) = config.applications
     require_guarded(config.http_options.host, keys=application.args["keys_file"], guard="keys")
-    assert config.logging_config is not None and not config.logging_config["enable_access_log"]
+    assert config.logging_config is not None and not config.logging_config.enable_access_log
     module, _, name = application.import_path.partition(":")
     assert getattr(importlib.import_module(module), name) is build
     args = AppArgs.model_validate(application.args)
