@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Final
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, JsonValue, Tag, TypeAdapter
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, JsonValue, Tag, TypeAdapter, WithJsonSchema
 
 from preceptor.bundle import Blend
 from preceptor_serve.blending import blended, total_weight
-from preceptor_serve.schema import BlendWeights, DeadlineMs, Refusal, RequestId
+from preceptor_serve.schema import BlendWeights, DeadlineMs, Refusal, RequestId, Text
 from preceptor_serve.scorer import Answer
 
 IGNORED: Final = (
@@ -27,6 +27,14 @@ IGNORED: Final = (
     "truncation",
     "user",
 )
+
+
+_DOCUMENT_SCHEMA: Final[dict[str, Any]] = {
+    "type": "object",
+    "description": "A document: its text, or the fields that rank_fields names; other fields come back unread.",
+    "properties": {"text": {"type": "string"}},
+    "additionalProperties": True,
+}
 
 
 def _kind(value: object) -> str | None:
@@ -63,7 +71,8 @@ class RerankRequest(BaseModel):
     query: str
     documents: list[
         Annotated[
-            Annotated[str, Tag("str")] | Annotated[dict[str, JsonValue], Tag("object")],
+            Annotated[Text, Tag("str")]
+            | Annotated[dict[str, JsonValue], WithJsonSchema(_DOCUMENT_SCHEMA), Tag("object")],
             Discriminator(_kind),
         ]
     ] = Field(min_length=1)

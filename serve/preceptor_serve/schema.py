@@ -51,13 +51,17 @@ class Refusal(InputError):
         self.retry_after_s = retry_after_s
 
 
+# The pattern is for readers of the description: what breaks it is refused as an empty document, with its place.
+Text = Annotated[str, Field(json_schema_extra={"pattern": r"\S"})]
+
+
 class Document(BaseModel):
     """A document with the caller's own name for it."""
 
     model_config = _STRICT
 
     id: Annotated[str, Field(max_length=256)] | None = None
-    text: str
+    text: Text
 
 
 Weight = Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)]
@@ -101,7 +105,7 @@ class ScoreItem(BaseModel):
     query: str
     profile: str
     documents: list[
-        Annotated[Annotated[str, Tag("str")] | Annotated[Document, Tag("object")], Discriminator(_kind)]
+        Annotated[Annotated[Text, Tag("str")] | Annotated[Document, Tag("object")], Discriminator(_kind)]
     ] = Field(min_length=1)
     blend: BlendWeights | None = None
 
