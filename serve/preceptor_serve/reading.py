@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, TypeVar
@@ -152,11 +153,11 @@ def blend_refused(error: OutOfBounds, *, inside: str) -> Refusal:
 
 def deadline_of(in_body: int | None, in_header: str | None) -> float | None:
     """Seconds a request may take: the body's, then the header's, then None; Refusal 422 where the header is wrong."""
-    if in_body is not None:
-        return in_body / 1000
-    if in_header is None:
-        return None
-    if in_header.isascii() and in_header.isdigit() and len(in_header) <= 6 and 1 <= int(in_header) <= MAX_DEADLINE_MS:
-        return int(in_header) / 1000
-    message = f"X-Deadline-Ms is a whole number of milliseconds, from 1 to {MAX_DEADLINE_MS}. Mend or drop the header."
-    raise Refusal(422, "invalid_field", message, field="deadline_ms")
+    given = in_body
+    if in_header is not None:
+        digits = in_header if re.fullmatch(r"[0-9]{1,6}", in_header) else "0"
+        if not 1 <= int(digits) <= MAX_DEADLINE_MS:
+            message = f"X-Deadline-Ms is a whole number of ms from 1 to {MAX_DEADLINE_MS}. Mend or drop the header."
+            raise Refusal(422, "invalid_field", message, field="deadline_ms")
+        given = in_body or int(digits)
+    return None if given is None else given / 1000

@@ -136,7 +136,7 @@ def test_what_failed_at_once_says_nothing_of_the_pace():
 
 @dataclass
 class SlowScorer:
-    """An AsyncScorer that takes a second of `clock` for each request, and stays on it where the query is 'stay'."""
+    """An AsyncScorer that takes 100 s of `clock` for each request, and stays on it where the query is 'stay'."""
 
     clock: Clock
     num_asked: int = 0
@@ -147,7 +147,7 @@ class SlowScorer:
         if query == "stay":
             self.staying.set()
             await asyncio.Event().wait()
-        self.clock.pass_s(1.0)
+        self.clock.pass_s(100.0)
         return await ThreadedScorer(FakeScorer()).score(query, profile, documents)
 
     async def identity(self) -> Identity:
@@ -158,16 +158,16 @@ def test_a_request_that_cannot_make_its_deadline_is_never_sent():
     clock = Clock()
     scorer = SlowScorer(clock)
     session = Session(make_api(scorer, clock=clock))
-    assert session.post("/v1/score", json=BODY | {"deadline_ms": 1}).status_code == 200
-    refused = session.post("/v1/score", json=BODY | {"deadline_ms": 500})
+    assert session.post("/v1/score", json=BODY).status_code == 200
+    refused = session.post("/v1/score", json=BODY | {"deadline_ms": 50_000})
     assert_refused(refused, 429, "deadline_unreachable", "deadline_ms")
-    assert refused.headers["retry-after"] == "1"
+    assert refused.headers["retry-after"] == "50"
     rerank = {"query": BODY["query"], "profile": BODY["profile"], "documents": BODY["documents"]}
     for path, body in (("/v1/rerank", rerank), ("/v1/score", {"requests": [BODY]}), ("/v1/score", BODY)):
-        response = session.post(path, json=body, headers={"x-deadline-ms": "500"})
+        response = session.post(path, json=body, headers={"x-deadline-ms": "50000"})
         assert_refused(response, 429, "deadline_unreachable", "deadline_ms")
     assert scorer.num_asked == 1
-    assert session.post("/v1/score", json=BODY | {"deadline_ms": 1500}).status_code == 200
+    assert session.post("/v1/score", json=BODY | {"deadline_ms": 150_000}).status_code == 200
     assert session.post("/v1/score", json=BODY).status_code == 200
 
 
@@ -175,8 +175,8 @@ def test_the_bodys_deadline_counts_before_the_headers():
     clock = Clock()
     session = Session(make_api(SlowScorer(clock), clock=clock))
     session.post("/v1/score", json=BODY)
-    body = BODY | {"deadline_ms": 1500}
-    assert session.post("/v1/score", json=body, headers={"x-deadline-ms": "500"}).status_code == 200
+    body = BODY | {"deadline_ms": 150_000}
+    assert session.post("/v1/score", json=body, headers={"x-deadline-ms": "50000"}).status_code == 200
 
 
 def test_a_deadline_that_passes_meanwhile_is_504_and_calls_the_work_off():
@@ -203,7 +203,7 @@ def test_a_request_behind_another_is_refused_at_once_not_after():
             ahead = asyncio.create_task(ask(query="stay"))
             await scorer.staying.wait()
             num_asked = scorer.num_asked
-            assert_refused(await ask(deadline_ms=1500), 429, "deadline_unreachable", "deadline_ms")
+            assert_refused(await ask(deadline_ms=150_000), 429, "deadline_unreachable", "deadline_ms")
             assert scorer.num_asked == num_asked and not ahead.done()
             ahead.cancel()
 
@@ -211,9 +211,10 @@ def test_a_request_behind_another_is_refused_at_once_not_after():
 
 
 @pytest.mark.parametrize("value", ["", "0", "-5", "1.5", "soon", "600001", "9" * 400, "١٢"])
-def test_a_deadline_header_that_is_none_is_422(value):
-    response = client().post("/v1/score", json=BODY, headers={"x-deadline-ms": value.encode()})
-    assert_refused(response, 422, "invalid_field", "deadline_ms")
+def test_a_deadline_header_that_is_none_is_422_even_beside_a_good_one_in_the_body(value):
+    for body in (BODY, BODY | {"deadline_ms": 60_000}):
+        response = client().post("/v1/score", json=body, headers={"x-deadline-ms": value.encode()})
+        assert_refused(response, 422, "invalid_field", "deadline_ms")
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.5, "500", True, 600_001])
