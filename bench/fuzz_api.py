@@ -24,6 +24,7 @@ from hypothesis.errors import Unsatisfiable
 from schemathesis import Case, GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.core.failures import FailureGroup
+from schemathesis.core.result import Ok
 from schemathesis.schemas import APIOperation
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
@@ -79,7 +80,10 @@ def edge() -> FastAPI:
 def fuzz(app: FastAPI, *, num_cases: int, start: int) -> Found:
     """What came of about `num_cases` requests to `app`, the same ones for the same `start`."""
     found = Found()
-    operations = [result.ok() for result in schemathesis.openapi.from_asgi("/openapi.json", app).get_all_operations()]
+    results = list(schemathesis.openapi.from_asgi("/openapi.json", app).get_all_operations())
+    operations = [result.ok() for result in results if isinstance(result, Ok)]
+    if len(operations) < len(results):
+        raise SystemExit("the OpenAPI document has an operation that schemathesis cannot read")
     with_body = [operation for operation in operations if operation.body]
     for operation in operations:
         share = -(-num_cases // (2 * len(with_body))) if operation in with_body else PLAIN_CASES

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -172,7 +173,8 @@ def test_rays_own_logs_hold_no_words_of_a_member(session: httpx.Client) -> None:
     assert session.post("/v1/score", **body(query=word, profile=word, documents=[word])).status_code == 200
     assert session.post("/v2/rerank", json={"query": word, "documents": [word]}).status_code == 200
     assert session.post("/v1/score", **body(query=word * 100)).status_code == 422
-    logs = Path(ray._private.worker._global_node.get_session_dir_path()) / "logs"
+    node: Any = ray._private.worker._global_node
+    logs = Path(node.get_session_dir_path()) / "logs"
     files = [file for file in logs.rglob("*") if file.is_file()]
     assert any("replica" in file.name for file in files), "the replicas' logs were seen"
     assert [str(file) for file in files if word.encode() in file.read_bytes()] == []
@@ -182,16 +184,16 @@ def test_no_dashboard_runs_and_http_is_answered_on_the_loopback_alone(session: h
     import psutil
     import ray
 
-    assert not ray._private.worker._global_node.webui_url
+    node: Any = ray._private.worker._global_node
+    assert not node.webui_url
     port = session.base_url.port
     listening = [found for found in psutil.net_connections("inet") if found.status == psutil.CONN_LISTEN]
     assert {found.laddr.ip for found in listening if found.laddr.port == port} == {"127.0.0.1"}
 
 
-def test_rays_own_ports_want_a_token(session: httpx.Client) -> None:
-    from ray._raylet import AuthenticationMode, get_authentication_mode
-
-    assert get_authentication_mode() == AuthenticationMode.TOKEN
+def test_rays_own_ports_want_a_token(local_ray: object) -> None:
+    raylet = importlib.import_module("ray._raylet")
+    assert raylet.get_authentication_mode() == raylet.AuthenticationMode.TOKEN
 
 
 def test_another_interface_without_keys_is_refused(session: httpx.Client, tiny_bundle: Path) -> None:

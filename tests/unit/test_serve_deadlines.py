@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import httpx
 import pytest
+from starlette.types import Message
 
 from preceptor_serve.api import make_api
 from preceptor_serve.pace import RELEARN_S, Pace
@@ -224,13 +225,14 @@ def test_a_deadline_that_is_none_is_422(value):
 
 
 def test_a_body_that_does_not_arrive_is_408():
-    async def run() -> list[dict]:
-        sent: list[dict] = []
+    async def run() -> list[Message]:
+        sent: list[Message] = []
 
-        async def receive() -> dict:
-            return await asyncio.get_running_loop().create_future()
+        async def receive() -> Message:
+            message: Message = await asyncio.get_running_loop().create_future()
+            return message
 
-        async def send(message: dict) -> None:
+        async def send(message: Message) -> None:
             sent.append(message)
 
         raw = [(name.encode(), value.encode()) for name, value in JSON.items()]
