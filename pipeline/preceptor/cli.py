@@ -35,6 +35,8 @@ examples:
   preceptor batch import demo output.jsonl errors.jsonl --root runs/mine --judge openai --base-url URL
   preceptor score --bundle runs/demo/export/v1/bundle --pairs pairs.parquet --out scores.parquet
   preceptor serve --bundle runs/demo/export/v1/bundle
+  preceptor keys add recommender --file keys.json
+  preceptor serve --bundle runs/demo/export/v1/bundle --host 0.0.0.0 --keys keys.json
   preceptor policy lint policy/job_match
   preceptor policy diff HEAD:policy/job_match policy/job_match --root runs/demo
   preceptor workbench demo --root runs/demo            decide about disagreements at http://127.0.0.1:8100
@@ -71,6 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from preceptor_serve.keys_command import add_keys
+
     parser = argparse.ArgumentParser(
         prog="preceptor",
         description="From a product policy and graded examples to a distilled ranker.",
@@ -119,6 +123,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_recipe(workbench)
     add_workbench(workbench, _recipe)
+    add_keys(commands.add_parser("keys", help="make, list and end the API keys of a scorer"))
     return parser
 
 
@@ -218,10 +223,18 @@ def _add_score(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_serve(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Serve a bundle: POST /v1/score, /healthz, /metrics. Binds to loopback unless told."
+    parser.description = (
+        "Serve a bundle: /v1/score, /v1/rerank, /v2/rerank, /readyz, /metrics. Binds to loopback unless told; another "
+        "interface needs keys, or a gateway in front that authenticates."
+    )
     parser.add_argument("--bundle", type=Path, required=True, help="a bundle/ directory of an export stage")
     parser.add_argument("--host", default="127.0.0.1", help="interface to bind (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, default=8000, help="port to bind (default: 8000)")
+    guard = parser.add_mutually_exclusive_group()
+    guard.add_argument("--keys", type=Path, metavar="FILE", help="answer holders of these keys only")
+    guard.add_argument(
+        "--behind-gateway", action="store_true", help="a gateway authenticates: answer whoever reaches the port"
+    )
     parser.set_defaults(run=_serve)
 
 
@@ -355,11 +368,16 @@ def _score(arguments: argparse.Namespace) -> int:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
+    from preceptor_serve.keys import Guard, require_guarded
+
+    # Before Ray is loaded, let alone started: what may not be is said at once.
+    guard: Guard = "gateway" if arguments.behind_gateway else "keys"
+    require_guarded(arguments.host, keys=arguments.keys, guard=guard)
     from preceptor.running import ray_cluster
     from preceptor_serve.app import run_app
 
     with ray_cluster():
-        run_app(arguments.bundle.resolve(), host=arguments.host, port=arguments.port)
+        run_app(arguments.bundle.resolve(), host=arguments.host, port=arguments.port, keys=arguments.keys, guard=guard)
     return 0
 
 
