@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
@@ -17,6 +16,7 @@ from preceptor.judge.judges import openai_judge
 from preceptor.judge.openai_judge import OpenAIJudge
 from preceptor.judge.replies import label_rows
 from preceptor.policy import Policy, load_policy
+from preceptor.policy.sealed import sealed
 from preceptor.recipe import RefineConfig
 from preceptor.record import Record, StageRun, begin
 from preceptor.refine.acceptance import Measurement, measure
@@ -33,16 +33,6 @@ ANSWERS: Final = "answers.jsonl"
 LABELS_DIR: Final = "labels"
 
 _NUM_PROBES: Final = 4
-
-
-@contextmanager
-def sealed(policy_dir: Path) -> Iterator[None]:
-    """The one place where the holdout is sealed while prompts are refined: everything below runs inside.
-
-    Here nothing is opened but ``golden/calibration.jsonl`` (see `load_calibration`).
-    """
-    del policy_dir
-    yield
 
 
 def refine(
