@@ -288,7 +288,7 @@ def test_a_declared_list_is_what_deciders_and_golden_are_held_to(desk: Desk) -> 
     rubric = desk.policy / "rubric.toml"
     rubric.write_text(rubric.read_text().partition("\n[golden]")[0] + '\n[golden]\ngraders = ["ann", "kim", "lee"]\n')
     before = sorted((desk.policy / "golden").rglob("*"))
-    with pytest.raises(PolicyError, match="unknown grader '(zoe|max)', declared are ann, kim, lee"):
+    with pytest.raises(PolicyError, match=r"unknown grader '(zoe|max)', declared are ann, kim, lee"):
         seal_draft(replace(draft, decisions=decisions), policy, out=desk.policy / "golden", bar=0)
     assert sorted((desk.policy / "golden").rglob("*")) == before
 
