@@ -154,6 +154,7 @@ def _adjudicate(arguments: argparse.Namespace) -> int:
     from preceptor.golden.adjudicate import read_decisions, undecided, worklist
     from preceptor.golden.draft import add_decisions, read_draft
     from preceptor.golden.files import write_new
+    from preceptor.golden.graders import declared_graders
     from preceptor.policy import load_policy
 
     draft = read_draft(arguments.draft)
@@ -161,7 +162,8 @@ def _adjudicate(arguments: argparse.Namespace) -> int:
         write_new({arguments.out: worklist(draft, load_policy(arguments.policy))})
         print(f"adjudicate: {len(undecided(draft))} differences to decide; {arguments.out}")
         return 0
-    decisions, findings, num_empty = read_decisions(arguments.decisions, draft)
+    graders = declared_graders(arguments.policy)
+    decisions, findings, num_empty = read_decisions(arguments.decisions, draft, graders=graders)
     _stop_at(findings, "the draft is as it was")
     add_decisions(draft, decisions)
     num_left = len(undecided(read_draft(arguments.draft)))

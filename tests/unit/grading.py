@@ -16,14 +16,15 @@ from preceptor.policy import rubric as rubric_module
 
 SHIPPED = Path(__file__).resolve().parents[2] / "policy" / "job_match"
 GRADERS = ("ann", "kim", "lee")
+DECIDER = "max"
 SLICES = ("title", "skills", "sentence")
 
 Grader = Callable[[str, str], int]
 """The grade somebody gives a pair (its text) on a dimension."""
 
 
-def policy_folder(tmp_path: Path, *, graders: Sequence[str] = GRADERS) -> Path:
-    """A copy of the shipped policy with fewer golden pairs, that declares `graders` where the rubric can."""
+def policy_folder(tmp_path: Path) -> Path:
+    """A copy of the shipped policy with fewer golden pairs, that declares its people where the rubric can."""
     folder = Path(shutil.copytree(SHIPPED, tmp_path / "job_match"))
     for split, num in {"train": 120, "calibration": 20, "holdout": 40}.items():
         golden = folder / "golden" / f"{split}.jsonl"
@@ -31,7 +32,7 @@ def policy_folder(tmp_path: Path, *, graders: Sequence[str] = GRADERS) -> Path:
     file = folder / "rubric.toml"
     text = re.sub(r"\n(#[^\n]*\n)*\[golden\]\n([^\[\n][^\n]*\n)*", "\n", file.read_text())
     if "golden" in rubric_module._KEYS["rubric.toml"]:
-        named = ", ".join(f'"{name}"' for name in ("market-truth", *graders))
+        named = ", ".join(f'"{name}"' for name in ("market-truth", *GRADERS, DECIDER))
         text += f"\n[golden]\ngraders = [{named}]\n"
     file.write_text(text)
     return folder

@@ -19,6 +19,7 @@ from sklearn.metrics import cohen_kappa_score
 from preceptor.cli import main
 from preceptor.contracts import OVERALL, SPLITS, read_parquet, split_of
 from preceptor.errors import InputError, PolicyError
+from preceptor.golden.adjudicate import read_decisions
 from preceptor.golden.agreement import EVERY_SLICE, agreement_of, shortfalls
 from preceptor.golden.census import README, fresh
 from preceptor.golden.draft import Draft, Graded, read_draft
@@ -28,6 +29,7 @@ from preceptor.golden.sealing import seal_draft
 from preceptor.policy import lint, load_golden, load_policy
 from preceptor.policy.seal import read_seal, seal_of
 from tests.unit.grading import (
+    DECIDER,
     GRADERS,
     SHIPPED,
     SLICES,
@@ -145,6 +147,10 @@ def test_strata_are_filled_over_many_queries_and_what_lacks_is_said(desk: Desk, 
     assert said[0].split() == ["slice", "available", "asked", "got", "lacks"]
     rows = {line.split()[0]: line.split()[1:] for line in said[1:4]}
     assert rows == {"sentence": ["60", "9", "9"], "skills": ["3", "9", "3", "6"], "title": ["60", "9", "9"]}
+    arguments = export_arguments(desk, write_pairs(tmp_path, [pairs(2)[0], pairs(2)[3]]), tmp_path / "two.json")
+    assert desk.run(*arguments) == 0
+    lacking = [line.split() for line in desk.said.readouterr().out.splitlines() if line.split()[-1] in ("8", "9")]
+    assert len(lacking) == 6, "two pairs of two slices: four strata have none at all"
     queries = Counter(
         task["data"]["query"]
         for task in json.loads((tmp_path / "few.json").read_text())
@@ -268,6 +274,23 @@ def test_the_declared_graders_are_read_from_the_rubric_alone(tmp_path: Path) -> 
         file.write_text(f"[golden]\n{broken}\n")
         with pytest.raises(PolicyError, match=r"\[golden\] graders"):
             declared_graders(tmp_path)
+
+
+def test_a_declared_list_is_what_deciders_and_golden_are_held_to(desk: Desk) -> None:
+    draft = read_draft(agreed(desk))
+    rows = decide(desk, draft.file, decided_by="zoe+max")
+    _, findings, _ = read_decisions(rows, draft, graders=[*GRADERS, DECIDER])
+    assert [finding.message for finding in findings] == ["unknown grader 'zoe'. Declared are: ann, kim, lee, max."]
+    decisions, findings, _ = read_decisions(rows, draft, graders=[])
+    assert findings == () and decisions[0].decided_by == "zoe+max"
+
+    policy = load_policy(desk.policy)
+    rubric = desk.policy / "rubric.toml"
+    rubric.write_text(rubric.read_text().partition("\n[golden]")[0] + '\n[golden]\ngraders = ["ann", "kim", "lee"]\n')
+    before = sorted((desk.policy / "golden").rglob("*"))
+    with pytest.raises(PolicyError, match=r"unknown grader '(zoe|max)', declared are ann, kim, lee"):
+        seal_draft(replace(draft, decisions=decisions), policy, out=desk.policy / "golden", bar=0)
+    assert sorted((desk.policy / "golden").rglob("*")) == before
 
 
 def test_a_declared_list_is_what_answers_are_held_to(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -435,7 +458,7 @@ def test_spreadsheets_come_back_as_they_were_sent(desk: Desk, tmp_path: Path, de
         ({FIRST: "7"}, f"unknown grade '7' for '{FIRST}'"),
         ({FIRST: "3.0"}, f"unknown grade '3.0' for '{FIRST}'"),
         ({FIRST: ""}, f"no grade for {FIRST}"),
-        ({"grader": "max"}, "unknown grader 'max'"),
+        ({"grader": "zoe"}, "unknown grader 'zoe'"),
         ({"task": "0-0"}, "unknown pair"),
         ({"task": None}, "has graded task"),
     ],
@@ -586,7 +609,7 @@ def decide(desk: Desk, draft: Path, **changes: str) -> Path:
     for row in rows:
         row |= {
             "decision": str(desk.right(row["document"], row["dimension"])),
-            "decided_by": "max",
+            "decided_by": DECIDER,
             "why": "the anchor",
         }
     rows[0] |= changes

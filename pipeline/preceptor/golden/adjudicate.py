@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -10,7 +10,7 @@ from typing import Final
 from preceptor.golden.answers import grade_of
 from preceptor.golden.draft import Decision, Draft, Graded
 from preceptor.golden.files import csv_rows, csv_text
-from preceptor.golden.graders import JOINT
+from preceptor.golden.graders import JOINT, undeclared
 from preceptor.golden.rounds import Task
 from preceptor.policy import Policy
 from preceptor.policy.findings import Finding, error_at
@@ -75,8 +75,13 @@ def worklist(draft: Draft, policy: Policy) -> str:
     return csv_text(_COLUMNS, rows)
 
 
-def read_decisions(file: Path, draft: Draft) -> tuple[tuple[Decision, ...], tuple[Finding, ...], int]:
-    """The decisions in a filled worklist that the draft lacks, what is wrong with the rows, and how many are empty."""
+def read_decisions(
+    file: Path, draft: Draft, *, graders: Sequence[str]
+) -> tuple[tuple[Decision, ...], tuple[Finding, ...], int]:
+    """The decisions in a filled worklist that the draft lacks, what is wrong with the rows, and how many are empty.
+
+    `graders` are those the policy declares, none where anybody may decide.
+    """
     open_ = {(one.task.id, one.dimension): one for one in differences(draft)}
     settled = {(decision.task, decision.dimension): decision for decision in draft.decisions}
     decisions: dict[tuple[str, str], Decision] = {}
@@ -89,6 +94,9 @@ def read_decisions(file: Path, draft: Draft) -> tuple[tuple[Decision, ...], tupl
             continue
         key = row["task"].strip(), row["dimension"].strip()
         wrong = list(_problems(row, open_.get(key)))
+        who = undeclared([row["decided_by"].strip()], graders)
+        if who:
+            wrong.append(f"unknown grader '{who}'. Declared are: {', '.join(graders)}.")
         if key in lines:
             wrong.append(f"the same is decided on line {lines[key]}. Keep one of them.")
         lines.setdefault(key, line)

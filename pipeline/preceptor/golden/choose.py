@@ -11,7 +11,7 @@ from typing import Final
 
 import pyarrow as pa
 
-from preceptor.contracts import PAIRS, conform, content_id, make_pair, parquet_files, read_parquet
+from preceptor.contracts import PAIRS, SPLITS, conform, content_id, make_pair, parquet_files, read_parquet
 from preceptor.errors import InputError, PolicyError, located
 from preceptor.golden.rounds import Round, Stratum, Task
 from preceptor.policy import Policy
@@ -53,7 +53,7 @@ def make_round(
     fates = {_pair_id(item): _fate(item.pair, graded, decided) for item in candidates}
     open_ = list({_pair_id(item): item for item in candidates if not fates[_pair_id(item)]}.values())
     skipped = Counter(fate for fate in fates.values() if fate)
-    chosen, strata = _pick(open_, per_stratum, seed)
+    chosen, strata = _pick(open_, columns, per_stratum, seed)
     if not chosen:
         raise InputError(f"no pair is left to grade: {dict(skipped) or 'the file has no row'}. Bring other pairs.")
     known = _vigilance(golden, policy, len(chosen), vigilance_share, seed)
@@ -130,14 +130,24 @@ def plain_id(*texts: str) -> str:
     return content_id(*(" ".join(text.casefold().split()) for text in texts))
 
 
-def _pick(items: Iterable[Candidate], per_stratum: int, seed: int) -> tuple[list[Candidate], tuple[Stratum, ...]]:
-    """At most `per_stratum` of each stratum, over as many queries as there are, and what each stratum got."""
+def _pick(
+    items: Iterable[Candidate], columns: Sequence[str], per_stratum: int, seed: int
+) -> tuple[list[Candidate], tuple[Stratum, ...]]:
+    """At most `per_stratum` of each stratum, over as many queries as there are, and what each stratum got.
+
+    Strata are all combinations of the columns' values, and all splits: one without any pair lacks them all.
+    """
     groups: dict[tuple[str, ...], list[Candidate]] = {}
     for item in items:
         groups.setdefault(item.stratum, []).append(item)
+    values = [
+        sorted({name[place] for name in groups} | (set(SPLITS) if column == "split" else set()))
+        for place, column in enumerate(columns)
+    ]
     chosen: list[Candidate] = []
     strata: list[Stratum] = []
-    for name in sorted(groups):
+    for name in itertools.product(*values):
+        groups.setdefault(name, [])
         taken = _over_queries(groups[name], seed)[:per_stratum]
         chosen += taken
         strata.append(Stratum(name=name, num_available=len(groups[name]), num_asked=per_stratum, num_taken=len(taken)))

@@ -57,6 +57,16 @@ def choose_graders(policy: Path, given: Iterable[str] | None) -> tuple[str, ...]
     return chosen
 
 
+def undeclared(people: Iterable[str], declared: Iterable[str]) -> str | None:
+    """The first of `people` that a policy which declares graders does not name; None where all may grade.
+
+    One of `people` may be several who settled a grade together, joined by '+'.
+    """
+    known = set(declared)
+    names = (name for together in people for name in together.split(JOINT))
+    return next((name for name in names if known and name not in known), None)
+
+
 def parse_users(text: str | None) -> dict[str, str]:
     """Label Studio's user ids, or e-mail addresses, with the graders they are, from ``1=kim,2=lee``."""
     users: dict[str, str] = {}

@@ -16,7 +16,7 @@ from preceptor.golden.agreement_text import refusal
 from preceptor.golden.choose import plain_id
 from preceptor.golden.draft import Draft, Graded
 from preceptor.golden.files import write_new
-from preceptor.golden.graders import JOINT
+from preceptor.golden.graders import JOINT, declared_graders, undeclared
 from preceptor.golden.rounds import Task
 from preceptor.policy import Policy
 from preceptor.policy.document import GOLDEN_DIR
@@ -37,7 +37,8 @@ def seal_draft(draft: Draft, policy: Policy, *, out: Path, bar: float) -> Sealed
 
     Tasks that fewer than two people graded, and vigilance items, are left out and counted. GoldenRefused where graders
     agree too little, one is under the vigilance bar, or a difference is undecided; PolicyError where a pair is golden
-    or a precedent already; InputError where a file exists. Nothing is written then.
+    or a precedent already, or the policy declares graders and one is not among them; InputError where a file exists.
+    Nothing is written then.
     """
     if draft.dimensions != policy.rubric.names:
         raise InputError(
@@ -113,6 +114,7 @@ def _reasons(given: list[Graded]) -> Iterator[str]:
 def _check_fits(texts: Mapping[str, str], files: Mapping[str, Path], policy: Policy) -> None:
     """Hold the new pairs to the rules of golden among those that are there; PolicyError where one is broken."""
     before = [file for file in golden_files(policy.path / GOLDEN_DIR) if file not in files.values()]
+    graders = declared_graders(policy.path)
     known, _ = read_golden(before, policy.rubric)
     places = {pair.pair["pair_id"]: f"{pair.file.name}:{pair.line}" for pair in known}
     splits = {pair.pair["query_id"]: pair.pair["split"] for pair in known}
@@ -122,7 +124,9 @@ def _check_fits(texts: Mapping[str, str], files: Mapping[str, Path], policy: Pol
             row = json.loads(line)
             pair = make_pair(row["query"], row["profile"], row["document"], slice=row["slice"], split=split)
             problem = ""
-            if pair["pair_id"] in places:
+            if name := undeclared([row["grader_id"]], graders):
+                problem = f"unknown grader '{name}', declared are {', '.join(graders)}"
+            elif pair["pair_id"] in places:
                 problem = f"the pair is golden already, at {places[pair['pair_id']]}"
             elif splits.get(pair["query_id"], split) != split:
                 problem = f"query '{row['query']}' is golden in split {splits[pair['query_id']]}"
