@@ -112,7 +112,7 @@ def test_the_overall_distribution_of_all_dimensions_is_the_enumerated_one(weight
     for _ in range(5):
         chances = {name: draw.uniform(0.05, 0.95) for name in rubric.names}
         ends = {name: draw.choice(5, size=2, replace=False) for name in rubric.names}
-        probs = {name: np.bincount(ends[name], weights=(chance, 1 - chance), minlength=5)
+        probs = {name: np.bincount(ends[name], weights=(chance, 1 - chance), minlength=5).tolist()
                  for name, chance in chances.items()}  # fmt: skip
         wanted = [0.0] * 5
         for taken in itertools.product((0, 1), repeat=len(rubric.names)):
