@@ -28,6 +28,8 @@ STATES: Final[tuple[State, ...]] = ("stale", "holds", "other")
 """Made under the policy before and overtaken; still true; made under a policy that is neither of the two."""
 
 _MODELS: Final = {"relevance_teacher": "teacher", "distill": "student", "export": "bundle"}
+"""What a stage makes, in the order in which they learn from each other."""
+
 _COLUMNS: Final = ("dimension", "prompt_hash", "policy_version")
 _COUNTED: Final = pa.schema([LABELS.field(name) for name in _COLUMNS], metadata=LABELS.metadata)
 
@@ -71,7 +73,7 @@ def staleness(root: Path, before: Policy, after: Policy, change: PolicyDiff) -> 
     stages = [stage for stage in sorted(root.glob("*/*")) if stage.is_dir()]
     labels = [count for stage in stages for count in _labels_of(stage, before, after, change)]
     records = [record for stage in stages if (record := read_record(stage)) is not None]
-    models = [_model(record, root, change) for record in records if record.stage in _MODELS]
+    models = [_model(record, root, change) for stage in _MODELS for record in records if record.stage == stage]
     return Staleness(root=root, labels=tuple(labels), models=tuple(models))
 
 
