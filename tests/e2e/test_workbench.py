@@ -219,6 +219,7 @@ def test_all_three_decisions_and_before_and_after(context: BrowserContext, site:
     page.wait_for_selector("#before-after table")
     assert page.is_hidden("#progress")
     page.reload()
+    page.wait_for_selector("body[data-ready]")
     row = page.locator(f"#before-after tr[data-dimension={amended}]")
     kappas = row.locator("td b").all_text_contents()
     assert len(kappas) == 2 and kappas[0] != kappas[1]
@@ -292,6 +293,10 @@ def test_a_second_tab_is_shown_the_others_change_and_decides_again(context: Brow
     assert second.is_disabled("#write")
     assert second.input_value("#anchor") == "As Ben has it."
     assert len(log_of(site)) == 1
+    second.reload()
+    second.wait_for_selector("#conflict")
+    assert "As Ana has it." in second.inner_text("#conflict")
+    assert second.input_value("#anchor") == "As Ben has it."
 
     second.click("#accept")
     second.click("#write")
