@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from json.decoder import scanstring
 from typing import Any, Final
 
 _BLANK: Final = " \t\r\n"
@@ -20,7 +19,7 @@ def value_spans(text: str, start: int = 0) -> dict[str, Span]:
     decoder = json.JSONDecoder()
     at = _past_blanks(text, at + 1)
     while text[at : at + 1] == '"':
-        key, at = scanstring(text, at + 1)
+        key, at = decoder.raw_decode(text, at)
         at = _past_blanks(text, _past_blanks(text, at) + 1)
         _, end = decoder.raw_decode(text, at)
         spans[key] = (at, end)

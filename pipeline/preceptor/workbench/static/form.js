@@ -105,11 +105,15 @@ function area(id, label, value, change, hint) {
 
 function conflictPanel(app, card, draft, log, accept) {
   const seen = draft.seen, changes = [];
-  (seen.anchors ?? []).forEach((anchor, grade) => {
-    if (card.anchors && card.anchors[grade] !== anchor) changes.push(el("li", {}, `Anchor ${grade}: `, el("del", {}, anchor), " ", el("ins", {}, card.anchors[grade])));
-  });
-  if (seen.golden !== card.golden) changes.push(el("li", {}, `Golden: ${seen.golden} by ${seen.grader_id} `, el("ins", {}, `${card.golden} by ${card.grader_id}`)));
   const since = log ?? card.log.filter((entry) => entry.place >= seen.num_log);
+  // What the log tells is told in its words; what somebody changed in an editor is told by comparing.
+  (seen.anchors ?? []).forEach((anchor, grade) => {
+    const told = since.some((entry) => entry.kind === "amend anchor" && entry.grade === grade);
+    if (!told && card.anchors && card.anchors[grade] !== anchor) changes.push(el("li", {}, `Anchor ${grade}: `, el("del", {}, anchor), " ", el("ins", {}, card.anchors[grade])));
+  });
+  if (seen.golden !== card.golden && !since.some((entry) => entry.kind === "correct label")) {
+    changes.push(el("li", {}, `Golden: ${seen.golden} by ${seen.grader_id} `, el("ins", {}, `${card.golden} by ${card.grader_id}`)));
+  }
   if (!changes.length && !since.length) changes.push(el("li", {}, "The pair's golden line or the question was edited."));
   return el("div", { className: "conflict", role: "alert", id: "conflict" },
     el("h4", {}, "This card has changed since you began. Nothing of yours was written."),
