@@ -199,7 +199,7 @@ def test_a_student_is_distilled_anew_from_the_scores_that_are_stored(
     planned = [line for line in capsys.readouterr().out.splitlines() if line.strip()[:1].isdigit()]
     skipped = [line.split()[1] for line in planned if "skip" in line]
     assert skipped == list(STAGES[: STAGES.index("distill")]), "what the teachers said is not asked again"
-    assert {"score_relevance", "score_engagement"} <= set(skipped)
+    assert {"relevance_scores", "engagement_scores"} <= set(skipped)
 
 
 def test_examples_are_served_over_http_once_and_shown_in_the_report(
