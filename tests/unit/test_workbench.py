@@ -59,7 +59,7 @@ def first_card(page: TestClient, **wanted: Any) -> dict[str, Any]:
     return card
 
 
-def decide(page: TestClient, card: dict[str, Any], kind: str, **content: Any) -> httpx.Response:
+def decide(page: TestClient, card: dict[str, Any], kind: str, **content: Any) -> Any:
     return page.post(
         "/api/decisions",
         json={
