@@ -40,6 +40,7 @@ def add_workbench(parser: argparse.ArgumentParser, recipe_of: RecipeOf) -> None:
 def _workbench(arguments: argparse.Namespace, *, recipe_of: RecipeOf) -> int:
     import uvicorn
 
+    from preceptor.policy.sealed import sealed
     from preceptor.workbench import Session, make_workbench, recalibration_of
     from preceptor.workbench.session import open_board
 
@@ -47,19 +48,21 @@ def _workbench(arguments: argparse.Namespace, *, recipe_of: RecipeOf) -> int:
     root = (arguments.root or Path("runs") / recipe.name).resolve()
     _require_one_address(arguments.host)
     session = Session(policy=recipe.policy.resolve(), root=root, version=recipe.version)
-    session.newest()
-    open_board(session)
-    app = make_workbench(session, recalibrate=recalibration_of(recipe, root), host=arguments.host)
-    listener = _bound(arguments.host, arguments.port)
-    host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
-    address = f"http://{host}:{listener.getsockname()[1]}"
-    print(f"workbench: {address}  (policy {session.policy}; Ctrl-C ends it)", flush=True)
-    if not _is_loopback(arguments.host):
-        print("workbench: everybody who reaches this address can decide in any name", file=sys.stderr, flush=True)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=2))
-    # Ctrl-C is how it is meant to end: what was decided is written, and a recalibration goes on where it stopped.
-    with suppress(KeyboardInterrupt):
-        server.run(sockets=[listener])
+    # Whoever decides here tunes the judge, so nothing in this process opens the holdout.
+    with sealed(session.policy, session.corpus):
+        session.newest()
+        open_board(session)
+        app = make_workbench(session, recalibrate=recalibration_of(recipe, root), host=arguments.host)
+        listener = _bound(arguments.host, arguments.port)
+        host = f"[{arguments.host}]" if ":" in arguments.host else arguments.host
+        address = f"http://{host}:{listener.getsockname()[1]}"
+        print(f"workbench: {address}  (policy {session.policy}; Ctrl-C ends it)", flush=True)
+        if not _is_loopback(arguments.host):
+            print("workbench: everybody who reaches this address can decide in any name", file=sys.stderr, flush=True)
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, timeout_graceful_shutdown=2))
+        # Ctrl-C is how it is meant to end: what was decided is written, and a recalibration goes on where it stopped.
+        with suppress(KeyboardInterrupt):
+            server.run(sockets=[listener])
     return 0
 
 

@@ -14,7 +14,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-import pyarrow as pa
 import pyarrow.compute as pc
 
 from preceptor.contracts import GOLDEN, LABELS, OVERALL, content_id, read_table, write_table
@@ -72,14 +71,24 @@ def recalibrate(recipe: Recipe, *, root: Path, against: str | None = None, watch
     policy, the judge and golden, so that the same edit is measured once. Ray starts where a model has to. Raises
     RecipeError where no judge labels, InputError where the run is not finished, and what `calibrate` raises.
     """
+    from preceptor.policy.sealed import sealed
+
+    started_s = time.monotonic()
+    corpus = _finished(root / "corpus" / recipe.version)
+    with sealed(recipe.policy, corpus.path):
+        return _recalibrated(recipe, corpus, root=root, against=against, watch=watch, started_s=started_s)
+
+
+def _recalibrated(
+    recipe: Recipe, corpus: Record, *, root: Path, against: str | None, watch: Watch | None, started_s: float
+) -> Recalibration:
     from preceptor.judge import calibrate
     from preceptor.policy import load_policy
 
-    started_s = time.monotonic()
     before = _finished(root / "calibrate" / (against or recipe.version))
     policy = load_policy(recipe.policy)
     config, judge, teacher = _labelling_judge(recipe, policy, root=root)
-    golden = _golden(recipe, policy, root=root)
+    golden = _golden(recipe, policy, corpus, root=root)
     changed = _worded_anew(judge, policy, before)
     inputs = {"corpus": golden} if teacher is None else {"corpus": golden, "teacher": teacher}
     out = root / "calibrate" / _version(recipe, config, inputs, policy)
@@ -113,18 +122,20 @@ def _labelling_judge(recipe: Recipe, policy: Policy, *, root: Path) -> tuple[Jud
     return config, live_teacher(config, policy, teacher), teacher
 
 
-def _golden(recipe: Recipe, policy: Policy, *, root: Path) -> Record:
+def _golden(recipe: Recipe, policy: Policy, corpus: Record, *, root: Path) -> Record:
     """Whose ``golden/`` to measure with: the corpus', or, where golden is the policy's and was edited, a copy of it.
 
     A copy holds the pairs that calibrate and no sealed ones.
     """
+    from preceptor.golden import tuning_rows
+    from preceptor.judge.calibrate import SPLIT
     from preceptor.policy import load_golden
 
-    corpus = _finished(root / "corpus" / recipe.version)
     if not isinstance(recipe.source, MarketConfig):
         return corpus
-    edited = _calibrating(load_golden(recipe.policy / "golden", policy))
-    if edited.equals(_calibrating(read_table(corpus.path / "golden", GOLDEN))):
+    loaded = load_golden(recipe.policy / "golden", policy)
+    edited = loaded.filter(pc.equal(loaded.column("split"), SPLIT))
+    if edited.equals(tuning_rows(corpus.path / "golden", split=SPLIT)):
         return corpus
     digest = content_id(json.dumps(edited.to_pylist()))
     run = begin("golden", GoldenCopy(digest=digest), out=root / "golden" / digest[:_DIGEST_LENGTH])
@@ -134,14 +145,11 @@ def _golden(recipe: Recipe, policy: Policy, *, root: Path) -> Record:
     return run.finish(num_rows_in=edited.num_rows, num_rows_kept=edited.num_rows)
 
 
-def _calibrating(golden: pa.Table) -> pa.Table:
+def _graded_under(golden: Record) -> tuple[str, ...]:
+    from preceptor.golden import tuning_rows
     from preceptor.judge.calibrate import SPLIT
 
-    return golden.filter(pc.equal(golden.column("split"), SPLIT))
-
-
-def _graded_under(golden: Record) -> tuple[str, ...]:
-    rows = _calibrating(read_table(golden.path / "golden", GOLDEN))
+    rows = tuning_rows(golden.path / "golden", split=SPLIT)
     return tuple(sorted(set(rows.column("policy_version").to_pylist())))
 
 

@@ -15,11 +15,12 @@ from typing import Any
 
 import httpx
 import pytest
+import uvicorn
 from starlette.testclient import TestClient
 
 from preceptor.cli import main
 from preceptor.contracts import OVERALL
-from preceptor.errors import StageFailed
+from preceptor.errors import SealedError, StageFailed
 from preceptor.policy import load_policy
 from preceptor.recipe import POLICY_DIR
 from preceptor.recipes import tiny
@@ -474,6 +475,24 @@ def test_the_command_serves_until_it_is_interrupted(room: Room) -> None:
         process.send_signal(signal.SIGINT)
         assert process.stdout.read() == ""
     assert process.returncode == 0
+
+
+def test_while_the_command_serves_nothing_in_its_process_opens_the_holdout(
+    room: Room, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    holdout = room.session.policy / "golden" / "holdout.jsonl"
+    tried: list[str] = []
+
+    def serve_and_peek(server: uvicorn.Server, **_: Any) -> None:
+        with pytest.raises(SealedError) as refused:
+            holdout.read_text()
+        tried.append(str(refused.value))
+
+    monkeypatch.setattr(uvicorn.Server, "run", serve_and_peek)
+    given = ["--root", str(room.session.root), "--policy", str(room.session.policy), "--port", "0"]
+    assert main(["workbench", "tiny", *given]) == 0
+    assert len(tried) == 1 and "holdout" in tried[0]
+    assert holdout.read_text(), "what is sealed is the time in which it serves"
 
 
 @pytest.mark.parametrize(

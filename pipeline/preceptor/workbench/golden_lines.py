@@ -10,7 +10,8 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from preceptor.contracts import GOLDEN, make_pair, read_table
+from preceptor.contracts import make_pair
+from preceptor.golden import tuning_rows
 from preceptor.policy import Policy, load_golden
 from preceptor.policy.document import GOLDEN_DIR
 from preceptor.policy.golden import golden_files
@@ -56,7 +57,7 @@ def golden_now(policy: Policy, *, lines: Iterable[str], corpus: Path, judged: It
     """
     wanted = set(judged)
     if wanted.isdisjoint(lines):
-        return calibration_of(read_table(corpus / "golden", GOLDEN), wanted)
+        return calibration_of(tuning_rows(corpus / "golden", split=SPLIT), wanted)
     return calibration_of(load_golden(policy.path / GOLDEN_DIR, policy), wanted)
 
 

@@ -13,6 +13,7 @@ import pyarrow as pa
 
 from preceptor.contracts import GOLDEN, LABELS, OVERALL, content_id, read_table
 from preceptor.errors import InputError, located
+from preceptor.golden import tuning_rows
 from preceptor.judge.agreement import Cell, Disagreement, agreement_table, disagreements
 from preceptor.policy import ANSWER, REASONED_ANSWER, Finding, Policy, lint, load_policy, prompt_hash
 from preceptor.policy.document import DOCUMENT, GOLDEN_DIR, PRECEDENTS, RUBRIC
@@ -20,7 +21,7 @@ from preceptor.policy.golden import golden_files
 from preceptor.policy.jsonl import read_lines
 from preceptor.record import Record, read_record
 from preceptor.workbench.decisions import LOG, read_log, revision_of, speaks_of
-from preceptor.workbench.golden_lines import GoldenLine, calibration_lines, calibration_of, golden_now
+from preceptor.workbench.golden_lines import SPLIT, GoldenLine, calibration_lines, calibration_of, golden_now
 from preceptor.workbench.writes import read_exact
 
 STAGE: Final = "calibrate"
@@ -200,7 +201,7 @@ def _board(session: Session, number: int, stamp: str) -> Board:
         measured = read_table(notes / "golden", GOLDEN)
         num_measured = json.loads((notes / ASKED).read_text())["num_decisions"]
     elif not number:
-        measured = calibration_of(read_table(session.corpus / "golden", GOLDEN), judged)
+        measured = calibration_of(tuning_rows(session.corpus / "golden", split=SPLIT), judged)
     return Board(
         stamp=stamp,
         policy=policy,
