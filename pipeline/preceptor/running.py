@@ -242,6 +242,7 @@ def report(recipe: Recipe, records: Mapping[str, Record], *, root: Path) -> Path
     from rich.console import Console
     from rich.markdown import Markdown
 
+    from preceptor.evaluation.agreement_sheets import terminal_sheets
     from preceptor.evaluation.report import summary_table, write_report
 
     gate, plots = None, None
@@ -260,6 +261,8 @@ def report(recipe: Recipe, records: Mapping[str, Record], *, root: Path) -> Path
     )
     console = Console(file=sys.stderr)
     console.print(summary_table(records, gate))
+    for sheet in terminal_sheets(records):
+        say(f"\n{sheet.text()}")
     for record in records.values():
         if (table := record.path / "table.md").is_file():
             console.print(Markdown(table.read_text()))
