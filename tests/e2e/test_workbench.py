@@ -167,6 +167,16 @@ def log_of(site: Site) -> list[dict[str, Any]]:
     return lines_of(site.policy / "decisions.jsonl") if (site.policy / "decisions.jsonl").exists() else []
 
 
+def measured_of(site: Site, dimension: str) -> list[dict[str, Any]]:
+    """Agreement on `dimension` over all pairs before and after the first recalibration, from its file."""
+    session = site.room.session
+    result = json.loads((session.notes / session.version_of(1) / "result.json").read_text())
+    return [
+        next(cell for cell in result[side] if (cell["dimension"], cell["slice"]) == (dimension, "all"))
+        for side in ("before", "after")
+    ]
+
+
 def test_all_three_decisions_and_before_and_after(context: BrowserContext, site: Site) -> None:
     page = opened(context, site)
     page.fill("#decider", "Ana Ortiz")
@@ -222,7 +232,8 @@ def test_all_three_decisions_and_before_and_after(context: BrowserContext, site:
     page.wait_for_selector("body[data-ready]")
     row = page.locator(f"#before-after tr[data-dimension={amended}]")
     kappas = row.locator("td b").all_text_contents()
-    assert len(kappas) == 2 and kappas[0] != kappas[1]
+    sides = measured_of(site, amended)
+    assert kappas == [f"{side['quadratic']['value']:.2f}".replace("-", "\N{MINUS SIGN}") for side in sides]
     assert "judged again" in row.inner_text()
     assert page.locator("#before-after .touched").count() == 1
     assert "39 rows judged, 117 kept" in page.inner_text("#before-after summary")
