@@ -74,18 +74,18 @@ def recalibrate(recipe: Recipe, *, root: Path, against: str | None = None, watch
     from preceptor.policy.sealed import sealed
 
     started_s = time.monotonic()
+    before = _finished(root / "calibrate" / (against or recipe.version))
     corpus = _finished(root / "corpus" / recipe.version)
     with sealed(recipe.policy, corpus.path):
-        return _recalibrated(recipe, corpus, root=root, against=against, watch=watch, started_s=started_s)
+        return _recalibrated(recipe, corpus, before, root=root, watch=watch, started_s=started_s)
 
 
 def _recalibrated(
-    recipe: Recipe, corpus: Record, *, root: Path, against: str | None, watch: Watch | None, started_s: float
+    recipe: Recipe, corpus: Record, before: Record, *, root: Path, watch: Watch | None, started_s: float
 ) -> Recalibration:
     from preceptor.judge import calibrate
     from preceptor.policy import load_policy
 
-    before = _finished(root / "calibrate" / (against or recipe.version))
     policy = load_policy(recipe.policy)
     config, judge, teacher = _labelling_judge(recipe, policy, root=root)
     golden = _golden(recipe, policy, corpus, root=root)

@@ -29,14 +29,14 @@ def config_of(model: Path) -> dict[str, Any]:
 
 
 def answers_of(bundle: Path) -> list[dict[str, Any]]:
-    """What the HTTP edge answers for `bundle` to a request and to a health check."""
+    """What the HTTP edge answers for `bundle` to a request and when asked whether it is ready."""
 
     async def ask() -> list[dict[str, Any]]:
         transport = httpx.ASGITransport(make_api(ThreadedScorer(load_scorer(bundle))))
         async with httpx.AsyncClient(transport=transport, base_url="http://test", timeout=60) as client:
             query, profile, document = TEXTS
             body = {"query": query, "profile": profile, "documents": [document]}
-            return [(await client.post("/v1/score", json=body)).json(), (await client.get("/healthz")).json()]
+            return [(await client.post("/v1/score", json=body)).json(), (await client.get("/readyz")).json()]
 
     return asyncio.run(ask())
 

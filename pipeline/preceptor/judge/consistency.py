@@ -115,7 +115,10 @@ class ExaminedGrader:
     async def grade(self, pairs: pa.Table) -> Answers:
         """The first grader's answers; the usage is that of all."""
         answers = await self.first.grade(pairs)
-        sampled = pairs.filter(pc.is_in(pairs.column("pair_id"), value_set=pa.array(sorted(self.judge.sample))))
+        # A pair that got no grade has nothing to agree with, and an endpoint that is gone is not waited for thrice.
+        graded = {reply.pair_id for reply in answers.replies if reply.probs is not None}
+        wanted = pa.array(sorted(self.judge.sample & graded), type=pa.string())
+        sampled = pairs.filter(pc.is_in(pairs.column("pair_id"), value_set=wanted))
         usage: Usage = answers.usage
         if sampled.num_rows:
             for name, grader in self.graders.items():
