@@ -16,6 +16,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Awaitable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -29,15 +30,19 @@ from ray.serve.handle import DeploymentHandle
 
 from preceptor.errors import InputError, StageFailed
 from preceptor_serve.api import make_api
+from preceptor_serve.engine.cores import claim_cores
+from preceptor_serve.engine.options import EngineOptions
 from preceptor_serve.schema import Limits
 from preceptor_serve.scorer import (
     Answer,
     AsyncScorer,
+    BatchingScorer,
     Identity,
+    Load,
     Overloaded,
-    ThreadedScorer,
     TimedOut,
     Unavailable,
+    load_batching,
     load_scorer,
 )
 
@@ -49,15 +54,17 @@ T = TypeVar("T")
 
 
 class AppArgs(BaseModel):
-    """The application's arguments, from serve.yaml or `preceptor serve`. `num_cpus` is also a replica's torch threads.
+    """The application's arguments, from serve.yaml or `preceptor serve`.
 
-    The replica options are defaults: an entry under `deployments` in serve.yaml overrides them.
+    `num_cpus` is also the threads of a replica's engine, whatever `engine` says of threads and cores. The replica
+    options are defaults: an entry under `deployments` in serve.yaml overrides them.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     bundle: str
     limits: Limits = Field(default_factory=Limits)
+    engine: EngineOptions = Field(default_factory=EngineOptions)
     min_replicas: PositiveInt = 1
     max_replicas: PositiveInt = 2
     target_ongoing_requests: PositiveFloat = 2.0
@@ -83,16 +90,23 @@ class AppArgs(BaseModel):
 
 
 class ScorerReplica:
-    """One replica: a probed bundle and the one thread that scores with it."""
+    """One replica: a probed bundle in an engine, which has the CPUs, or the GPU, that Ray gave the replica."""
 
-    def __init__(self, bundle: str) -> None:
-        self._scorer = ThreadedScorer(load_scorer(Path(bundle)))
+    def __init__(self, bundle: str, options: EngineOptions) -> None:
+        given = ray.get_runtime_context().get_assigned_resources()
+        threads = max(1, int(given.get("CPU", 1)))
+        options = replace(options, threads=threads, cores=claim_cores(threads))
+        self._scorer = BatchingScorer(load_batching(Path(bundle), options, num_gpus=given.get("GPU", 0)))
 
     async def score(self, query: str, profile: str, documents: Sequence[str]) -> Answer:
         return await self._scorer.score(query, profile, documents)
 
     async def identity(self) -> Identity:
         return await self._scorer.identity()
+
+    async def load(self) -> Load:
+        """What waits in this replica's engine."""
+        return await self._scorer.load()
 
     def check_health(self) -> None:
         """Called by Serve, which replaces the replica where this raises."""
@@ -178,7 +192,7 @@ def build(args: AppArgs) -> serve.Application:
             "target_ongoing_requests": args.target_ongoing_requests,
         },
     )
-    return EDGE.bind(scorers.bind(args.bundle), args.limits, args.timeout_s)
+    return EDGE.bind(scorers.bind(args.bundle, args.engine), args.limits, args.timeout_s)
 
 
 def run_app(bundle: Path, *, host: str = "127.0.0.1", port: int = 8000, block: bool = True) -> str:

@@ -1,7 +1,8 @@
 """From a bundle to scores, without HTTP and without Ray.
 
 `Scorer` is what a bundle offers: a blocking call. `AsyncScorer` is what the HTTP edge needs: an awaitable answer that
-says which bundle gave it. `ThreadedScorer` turns the first into the second inside one process.
+says which bundle gave it. `ThreadedScorer` turns the first into the second inside one process, one request after the
+other; `BatchingScorer` does so for an engine, which computes requests together.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import asyncio
 import math
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, runtime_checkable
@@ -18,6 +19,7 @@ from typing import Protocol, runtime_checkable
 from preceptor.bundle import DocumentScore, load_bundle
 from preceptor.contracts import ACTIONS, NUM_GRADES, content_id
 from preceptor.errors import PreceptorError, StageFailed
+from preceptor_serve.engine.options import EngineOptions
 
 PROBE_QUERY = "warehouse operative nights"
 PROBE_PROFILE = "Forklift licence, four years in distribution, looking for night shifts."
@@ -69,6 +71,33 @@ class Probing(Protocol):
     """A scorer with known answers: `probe` returns how far it is from them and raises where that is too far."""
 
     def probe(self) -> float: ...
+
+
+class Batching(Protocol):
+    """A scorer that takes many requests at once and computes them together: see preceptor_serve.engine."""
+
+    @property
+    def bundle_id(self) -> str: ...
+
+    @property
+    def policy_version(self) -> str: ...
+
+    def submit(self, query: str, profile: str, documents: Sequence[str]) -> Future[tuple[DocumentScore, ...]]: ...
+
+    def score(self, query: str, profile: str, documents: Sequence[str]) -> tuple[DocumentScore, ...]: ...
+
+    def load(self) -> Load: ...
+
+    def stuck_s(self) -> float: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """What waits in an engine, and how fast it has been going: enough to tell whether a deadline can be met."""
+
+    num_requests: int
+    num_tokens: int
+    tokens_per_s: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +178,52 @@ class ThreadedScorer:
             return tuple(self._scorer.score(query, profile, documents))
         finally:
             self._started_s = None
+
+
+class BatchingScorer:
+    """An AsyncScorer around an engine. What its caller no longer waits for is taken off the engine's queue.
+
+    `hang_after_s` is how long the engine may compute without a sign before `check_health` calls it hung.
+    """
+
+    def __init__(self, engine: Batching, *, hang_after_s: float = 120.0) -> None:
+        self._engine = engine
+        self._hang_after_s = hang_after_s
+
+    async def score(self, query: str, profile: str, documents: Sequence[str]) -> Answer:
+        """The scores of `documents`, unchecked."""
+        scores = await asyncio.wrap_future(self._engine.submit(query, profile, documents))
+        return Answer(identity=await self.identity(), scores=scores)
+
+    async def identity(self) -> Identity:
+        return Identity(bundle_id=self._engine.bundle_id, policy_version=self._engine.policy_version)
+
+    async def load(self) -> Load:
+        """What waits in the engine now."""
+        return self._engine.load()
+
+    def check_health(self) -> None:
+        """Nothing; Unavailable where the engine has been silent for `hang_after_s`, or is gone."""
+        if self._engine.stuck_s() > self._hang_after_s:
+            raise Unavailable(f"the engine has been computing for over {self._hang_after_s:g} s; restart the replica")
+
+
+def load_batching(bundle: Path, options: EngineOptions, *, num_gpus: float = 0.0) -> Batching:
+    """The bundle at `bundle` in an engine, probed: vLLM's on a GPU, else the packed one of this project.
+
+    InputError where it cannot be loaded so; else as `probe`.
+    """
+    engine: Batching
+    if num_gpus:
+        from preceptor_serve.engine.vllm_engine import VllmEngine
+
+        engine = VllmEngine(bundle, options)
+    else:
+        from preceptor_serve.engine.loading import load_engine
+
+        engine = load_engine(bundle, options)
+    probe(engine)
+    return engine
 
 
 def load_scorer(bundle: Path) -> Scorer:

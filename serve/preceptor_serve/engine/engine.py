@@ -24,19 +24,11 @@ from preceptor_serve.engine.jobs import Desk, Job, Logits, new_job, next_pieces
 from preceptor_serve.engine.options import EngineOptions
 from preceptor_serve.engine.packing import pack
 from preceptor_serve.engine.student import Student
+from preceptor_serve.scorer import Load
 
 INT8_TOLERANCE = 0.1
 """Largest accepted difference of a probability from the known answers with int8 weights. What int8 must keep is the
 ranking (gate.py); this bound tells a rounded student from a broken one."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Load:
-    """What waits in an engine, and how fast it has been going: enough to tell whether a deadline can be met."""
-
-    num_requests: int
-    num_tokens: int
-    tokens_per_s: float
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Literal, get_args
+from typing import ClassVar, Final, Literal, get_args
+
+from pydantic import ConfigDict
 
 from preceptor.errors import InputError
 
@@ -19,6 +21,8 @@ class EngineOptions:
     `max_forward_tokens` bounds one forward pass: what a later request waits for at most before its turn comes.
     A cache of 0 MiB is off.
     """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     precision: Precision = "bfloat16"
     threads: int = 1
