@@ -27,7 +27,7 @@ MARKET = MarketConfig(num_queries=560, documents_per_query=8, num_requests=100, 
 
 
 def zero_shot() -> Recipe:
-    """About 3,000 pairs of the pool on all seven dimensions, asked in words."""
+    """About 3,000 pairs of the pool on every dimension, asked in words."""
     judge = JudgeConfig(
         kind="vllm",
         model="smollm2-135m",
@@ -40,5 +40,5 @@ def zero_shot() -> Recipe:
 
 
 def tuned() -> Recipe:
-    """The same pairs, labelled by the demo's relevance teacher: seven dimensions and the overall grade."""
+    """The same pairs, labelled by the demo's relevance teacher: every dimension and the overall grade."""
     return replace(demo(), name="tuned", source=MARKET)

@@ -19,10 +19,38 @@ from preceptor.ranker.model import action_heads, grade_heads, init_ranker
 from preceptor.recipe import BackboneConfig, Blend
 from preceptor.record import Record
 
-_WORDS = (
-    "nurse welder night shift ward hospital forklift warehouse licence driver baker permanent contract Leeds Hull pay "
-    "engineer software remote pension overtime teacher school primary maths degree certificate years experience team"
-).split()
+_WORDS = [
+    "nurse",
+    "welder",
+    "night",
+    "shift",
+    "ward",
+    "hospital",
+    "forklift",
+    "warehouse",
+    "licence",
+    "driver",
+    "baker",
+    "permanent",
+    "contract",
+    "Leeds",
+    "Hull",
+    "pay",
+    "engineer",
+    "software",
+    "remote",
+    "pension",
+    "overtime",
+    "teacher",
+    "school",
+    "primary",
+    "maths",
+    "degree",
+    "certificate",
+    "years",
+    "experience",
+    "team",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +94,10 @@ def make_bundle(root: Path, *, num_layers: int, shape: RequestShape, backbone: s
     )
     blend = Blend(relevance=0.7, click=0.2, apply=0.1)
     exported = export(
-        ExportConfig(backbone=backbone, blend=blend, check_vllm=False), student=student, gate=gate, out=target / "export"
+        ExportConfig(backbone=backbone, blend=blend, check_vllm=False),
+        student=student,
+        gate=gate,
+        out=target / "export",
     )
     return exported.path / "bundle"
 

@@ -213,6 +213,7 @@ def load_bundle(path: Path) -> Bundle:
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise InputError(f"{path}: not loadable ({reason}). The bundle is damaged; export it again.") from error
     require_overall(ranker, path)
+    require_policy(ranker, described["policy_version"], path)
     num_rows = sum(head.size for head in ranker.heads)
     if any(len(known.logits) != num_rows for known in described["known_answers"]):
         raise InputError(
@@ -228,6 +229,18 @@ def require_overall(ranker: Ranker, where: Path) -> None:
     if OVERALL not in names:
         raise InputError(
             f"{where}: a bundle needs the head '{OVERALL}', got: {', '.join(names) or 'none'}. Train a student with it."
+        )
+
+
+def require_policy(ranker: Ranker, version: str | None, where: Path) -> None:
+    """Nothing; InputError where config.json names another policy than `version`: files of two models were mixed.
+
+    A model from before config.json named the policy is taken at its record's word.
+    """
+    if ranker.policy_version not in (None, version):
+        raise InputError(
+            f"{where}/config.json: trained under policy {ranker.policy_version}, but its record says {version}. "
+            "The files of two models are mixed; train or export it again."
         )
 
 

@@ -32,9 +32,9 @@ SHARD_ENTRY_BYTES: Final = 200
 
 # Measured on 8,180 pairs of the synthetic market (20 documents a query), zstd with page checksums; labels under random
 # distributions, which compress worst. tests/unit/test_capacity.py measures them again.
-PAIR_TOKENS: Final = 100
-"""Measured: a market pair has 62 words, times 1.6 tokens a word. A real posting and profile are nearer to 1,000."""
-POOL_BYTES_PER_TOKEN: Final = 0.83
+PAIR_TOKENS: Final = 117
+"""Measured: a market pair has 73 words, times 1.6 tokens a word. A real posting and profile are nearer to 1,000."""
+POOL_BYTES_PER_TOKEN: Final = 0.78
 """Measured: Parquet bytes of a pair in large row groups, by its tokens. Templates compress well, real prose less."""
 ROW_GROUP_BYTES: Final = 5_300
 """Measured: what a row group costs, its footer entry, page headers and what zstd cannot share with its neighbours."""
@@ -298,8 +298,12 @@ def num_files(s: Sizing) -> int:
 
 
 def num_open_shards(s: Sizing) -> int:
-    """R x blocks in flight / blocks a shard, rounded up, and one that is being compacted; never more than there are."""
-    return min(num_shards(s.num_pairs), math.ceil(s.num_replicas * s.blocks_in_flight / blocks_per_shard(s)) + 1)
+    """2 x R x blocks in flight + 1; never more than there are.
+
+    A task holds neighbouring tickets: each one in work has a shard open, and shares its last with the next task; one
+    more is being compacted.
+    """
+    return min(num_shards(s.num_pairs), 2 * s.num_replicas * s.blocks_in_flight + 1)
 
 
 def num_open_parts(s: Sizing) -> int:

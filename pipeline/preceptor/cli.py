@@ -10,10 +10,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from preceptor.cli_golden import GOLDEN_EPILOG, add_golden
 from preceptor.cli_plan import add_plan
+from preceptor.cli_policy import add_policy
+from preceptor.cli_refine import REFINE_EPILOG, add_refine, add_worklist
+from preceptor.cli_workbench import EPILOG as WORKBENCH_EPILOG
+from preceptor.cli_workbench import add_workbench
 from preceptor.errors import PreceptorError, RecipeError
 from preceptor.plan import choose, make_plan
-from preceptor.recipe import POLICY_DIR, CorporaConfig, Recipe
+from preceptor.recipe import CorporaConfig, Recipe
 from preceptor.recipes import SHIPPED, find_recipe, with_data
 
 _EPILOG: Final = """\
@@ -25,11 +30,16 @@ examples:
   preceptor run demo --root runs/mine --judge openai --base-url http://127.0.0.1:8000/v1 --judge-model NAME
   preceptor generate examples/own_corpora.py:recipe --root runs/own
   preceptor label demo --root runs/mine --judge openai --base-url URL --version v2 --dry-run
+  preceptor calibrate demo --root runs/demo --policy DIR   agreement before and after an edit of the policy
   preceptor batch export demo --root runs/mine --judge openai --base-url URL --out requests.jsonl
   preceptor batch import demo output.jsonl errors.jsonl --root runs/mine --judge openai --base-url URL
   preceptor score --bundle runs/demo/export/v1/bundle --pairs pairs.parquet --out scores.parquet
   preceptor serve --bundle runs/demo/export/v1/bundle
+  preceptor keys add recommender --file keys.json
+  preceptor serve --bundle runs/demo/export/v1/bundle --host 0.0.0.0 --keys keys.json
   preceptor policy lint policy/job_match
+  preceptor policy diff HEAD:policy/job_match policy/job_match --root runs/demo
+  preceptor workbench demo --root runs/demo            decide about disagreements at http://127.0.0.1:8100
   preceptor plan cluster --pairs 1e6 1e9               hours, money and bytes of labelling, on paper
 """
 
@@ -63,6 +73,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from preceptor_serve.keys_command import add_keys
+
     parser = argparse.ArgumentParser(
         prog="preceptor",
         description="From a product policy and graded examples to a distilled ranker.",
@@ -73,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_run(commands.add_parser("run", help="run a recipe's stages; finished ones are skipped"))
     _add_generate(commands.add_parser("generate", help="make pairs worth labelling out of your own corpora"))
     _add_label(commands.add_parser("label", help="label a recipe's pool, or say what that would ask"))
+    _add_calibrate(commands.add_parser("calibrate", help="measure the labelling judge again under an edited policy"))
     _add_batch(commands.add_parser("batch", help="ask an endpoint through OpenAI batch files"))
     add_plan(
         commands.add_parser(
@@ -82,9 +95,35 @@ def _parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
     )
+    for name, about, add in (
+        ("refine", "improve a judge's prompts against golden's calibration split", add_refine),
+        ("worklist", "sort what golden and a judge disagree on", add_worklist),
+    ):
+        add(
+            commands.add_parser(
+                name, help=about, epilog=REFINE_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
+            )
+        )
     _add_score(commands.add_parser("score", help="score a file of pairs with a bundle"))
     _add_serve(commands.add_parser("serve", help="serve a bundle over HTTP with Ray Serve"))
-    _add_policy(commands.add_parser("policy", help="check or show a policy"))
+    add_policy(commands.add_parser("policy", help="check, show or compare policies"))
+    add_golden(
+        commands.add_parser(
+            "golden",
+            help="pairs to people, their grades back, golden files",
+            epilog=GOLDEN_EPILOG,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+    )
+    workbench = commands.add_parser(
+        "workbench",
+        help="a local page to decide about disagreements with the judge",
+        epilog=WORKBENCH_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    _add_recipe(workbench)
+    add_workbench(workbench, _recipe)
+    add_keys(commands.add_parser("keys", help="make, list and end the API keys of a scorer"))
     return parser
 
 
@@ -119,6 +158,19 @@ def _add_label(parser: argparse.ArgumentParser) -> None:
         "--dry-run", action="store_true", help="print how many rows are new, reused, stale; ask nothing"
     )
     parser.set_defaults(run=_label)
+
+
+def _add_calibrate(parser: argparse.ArgumentParser) -> None:
+    parser.description = (
+        "Calibrate the labelling judge of a finished run again, under the policy as it is now or another (--policy). "
+        "Only dimensions that are worded anew are judged; other labels are taken over. Prints agreement before and "
+        "after. The new calibration stands beside the earlier ones; exit 1 where the judge is under its floor."
+    )
+    _add_recipe(parser)
+    parser.add_argument(
+        "--against", metavar="VERSION", help="the calibration to compare with (default: the finished run's)"
+    )
+    parser.set_defaults(run=_calibrate)
 
 
 def _add_batch(parser: argparse.ArgumentParser) -> None:
@@ -171,22 +223,19 @@ def _add_score(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_serve(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Serve a bundle: POST /v1/score, /healthz, /metrics. Binds to loopback unless told."
+    parser.description = (
+        "Serve a bundle: /v1/score, /v1/rerank, /v2/rerank, /readyz, /metrics. Binds to loopback unless told; another "
+        "interface needs keys, or a gateway in front that authenticates."
+    )
     parser.add_argument("--bundle", type=Path, required=True, help="a bundle/ directory of an export stage")
     parser.add_argument("--host", default="127.0.0.1", help="interface to bind (default: 127.0.0.1)")
     parser.add_argument("--port", type=int, default=8000, help="port to bind (default: 8000)")
+    guard = parser.add_mutually_exclusive_group()
+    guard.add_argument("--keys", type=Path, metavar="FILE", help="answer holders of these keys only")
+    guard.add_argument(
+        "--behind-gateway", action="store_true", help="a gateway authenticates: answer whoever reaches the port"
+    )
     parser.set_defaults(run=_serve)
-
-
-def _add_policy(parser: argparse.ArgumentParser) -> None:
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for name, about, run in (
-        ("lint", "check a policy; exit 1 where there are errors", _lint),
-        ("show", "print a policy's dimensions, anchors and rule", _show),
-    ):
-        command = commands.add_parser(name, help=about, description=about)
-        command.add_argument("directory", type=Path, nargs="?", default=POLICY_DIR, help="default: the shipped policy")
-        command.set_defaults(run=run)
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -233,6 +282,20 @@ def _label(arguments: argparse.Namespace) -> int:
     with watching(host=arguments.metrics_host, port=arguments.metrics_port) as watch:
         run_steps(recipe, choose(make_plan(recipe, watch=watch), only="label", start=None), root=root)
     print(f"label: ok {root / 'label' / recipe.version}")
+    return 0
+
+
+def _calibrate(arguments: argparse.Namespace) -> int:
+    from preceptor.judge.label import require_calibrated
+    from preceptor.recalibrate import recalibrate
+    from preceptor.running import watching
+
+    recipe = _recipe(arguments)
+    root = (arguments.root or Path("runs") / recipe.name).resolve()
+    with watching(host=arguments.metrics_host, port=arguments.metrics_port) as watch:
+        found = recalibrate(recipe, root=root, against=arguments.against, watch=watch)
+    print(found.words())
+    require_calibrated(found.judge, found.after, found.policy)
     return 0
 
 
@@ -305,26 +368,16 @@ def _score(arguments: argparse.Namespace) -> int:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
+    from preceptor_serve.keys import Guard, require_guarded
+
+    # Before Ray is loaded, let alone started: what may not be is said at once.
+    guard: Guard = "gateway" if arguments.behind_gateway else "keys"
+    require_guarded(arguments.host, keys=arguments.keys, guard=guard)
     from preceptor.running import ray_cluster
     from preceptor_serve.app import run_app
 
     with ray_cluster():
-        run_app(arguments.bundle.resolve(), host=arguments.host, port=arguments.port)
-    return 0
-
-
-def _lint(arguments: argparse.Namespace) -> int:
-    from preceptor.policy import format_findings, lint
-
-    findings = lint(arguments.directory)
-    print(format_findings(findings))
-    return int(any(finding.severity == "error" for finding in findings))
-
-
-def _show(arguments: argparse.Namespace) -> int:
-    from preceptor.policy import load_policy, show
-
-    print(show(load_policy(arguments.directory)))
+        run_app(arguments.bundle.resolve(), host=arguments.host, port=arguments.port, keys=arguments.keys, guard=guard)
     return 0
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,6 +25,9 @@ NUM_GRADES: Final = 5
 
 OVERALL: Final = "overall"
 """The dimension name of the aggregated grade."""
+
+READS: Final = "preceptor.read"
+"""The audit event of a Parquet file about to be read, which Arrow opens without telling Python."""
 
 SPLITS: Final = ("train", "calibration", "holdout")
 ACTIONS: Final = ("click", "apply")
@@ -308,6 +312,7 @@ def iter_tables(path: Path, schema: pa.Schema) -> Iterator[pa.Table]:
 def iter_batches(path: Path, schema: pa.Schema, *, num_rows: int = 8192) -> Iterator[pa.Table]:
     """Conforming tables of at most `num_rows` rows, for Parquet files that may be larger than memory."""
     for file in parquet_files(path):
+        sys.audit(READS, os.fspath(file))
         try:
             for batch in pq.ParquetFile(file, page_checksum_verification=True).iter_batches(batch_size=num_rows):
                 yield conform(pa.Table.from_batches([batch]), schema, where=file)
@@ -317,6 +322,7 @@ def iter_batches(path: Path, schema: pa.Schema, *, num_rows: int = 8192) -> Iter
 
 def read_parquet(file: Path, *, columns: list[str] | None = None) -> pa.Table:
     """All of `file`, or `columns` of it; InputError where it is missing, cut short, damaged or not Parquet."""
+    sys.audit(READS, os.fspath(file))
     try:
         return pq.ParquetFile(file, page_checksum_verification=True).read(columns=columns)
     except FileNotFoundError as error:

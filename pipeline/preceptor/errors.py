@@ -55,6 +55,16 @@ class GateFailed(PreceptorError):
     exit_code = 1
 
 
+class GoldenRefused(PreceptorError):
+    """Grades that may not be called golden: graders who agree too little, or disagreements nobody decided."""
+
+    exit_code = 1
+
+
+class SealedError(PreceptorError):
+    """An attempt to read the holdout while it is sealed."""
+
+
 class ParityError(PreceptorError):
     """An exported bundle whose scores differ from the trained model's."""
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from preceptor.bundle import BUNDLE_FILE, KnownAnswer, load_bundle, request_logits, require_overall
+from preceptor.bundle import BUNDLE_FILE, KnownAnswer, load_bundle, request_logits, require_overall, require_policy
 from preceptor.errors import GateFailed, StageFailed
 from preceptor.parity import check_parity
 from preceptor.recipe import Blend
@@ -75,6 +75,8 @@ def _write(target: Path, bundle_id: str, config: ExportConfig, *, student: Recor
 
     ranker, tokenizer = load_ranker(student.path / "model", dtype=torch.bfloat16)
     require_overall(ranker, student.path / "model")
+    require_policy(ranker, student.policy_version, student.path / "model")
+    ranker.set_policy_version(student.policy_version)
     answers = [
         KnownAnswer(query=query, profile=profile, document=document, logits=tuple(row))
         for (query, profile, documents), rows in zip(PROBES, request_logits(ranker, tokenizer, PROBES), strict=True)

@@ -297,6 +297,8 @@ def _release(recipe: Recipe, config: DistillConfig) -> list[Step]:
             relevance=records["relevance_scores"],
             engagement=records["engagement_scores"],
             student=records["student_scores"],
+            # Other sources grade their own pairs; the market's corpus carries the policy's golden.
+            policy=recipe.policy if isinstance(recipe.source, MarketConfig) else None,
             out=out,
         )
 

@@ -32,6 +32,7 @@ from preceptor.errors import InputError, StageFailed
 from preceptor_serve.api import make_api
 from preceptor_serve.engine.cores import claim_cores
 from preceptor_serve.engine.options import EngineOptions
+from preceptor_serve.keys import Guard, KeyRing, read_keys, require_guarded
 from preceptor_serve.schema import Limits
 from preceptor_serve.scorer import (
     Answer,
@@ -44,6 +45,7 @@ from preceptor_serve.scorer import (
     Unavailable,
     load_batching,
     load_scorer,
+    without_texts,
 )
 
 APP_NAME = "preceptor"
@@ -56,13 +58,16 @@ T = TypeVar("T")
 class AppArgs(BaseModel):
     """The application's arguments, from serve.yaml or `preceptor serve`.
 
-    `num_cpus` is also the threads of a replica's engine, whatever `engine` says of threads and cores. The replica
-    options are defaults: an entry under `deployments` in serve.yaml overrides them.
+    `num_cpus` is also the threads of a replica's engine, whatever `engine` says of threads and cores. With `keys_file`
+    only holders of its keys are answered; every node that runs an Edge must see it at this path.
+
+    The replica options are defaults: an entry under `deployments` in serve.yaml overrides them.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     bundle: str
+    keys_file: str | None = None
     limits: Limits = Field(default_factory=Limits)
     engine: EngineOptions = Field(default_factory=EngineOptions)
     min_replicas: PositiveInt = 1
@@ -93,13 +98,14 @@ class ScorerReplica:
     """One replica: a probed bundle in an engine, which has the CPUs, or the GPU, that Ray gave the replica."""
 
     def __init__(self, bundle: str, options: EngineOptions) -> None:
-        given = ray.get_runtime_context().get_assigned_resources()
+        given = given_resources()
         threads = max(1, int(given.get("CPU", 1)))
         options = replace(options, threads=threads, cores=claim_cores(threads))
         self._scorer = BatchingScorer(load_batching(Path(bundle), options, num_gpus=given.get("GPU", 0)))
 
     async def score(self, query: str, profile: str, documents: Sequence[str]) -> Answer:
-        return await self._scorer.score(query, profile, documents)
+        with without_texts():
+            return await self._scorer.score(query, profile, documents)
 
     async def identity(self) -> Identity:
         return await self._scorer.identity()
@@ -111,6 +117,12 @@ class ScorerReplica:
     def check_health(self) -> None:
         """Called by Serve, which replaces the replica where this raises."""
         self._scorer.check_health()
+
+
+def given_resources() -> dict[str, float]:
+    """What Ray gave this replica, by name: CPU, GPU."""
+    given: dict[str, float] = ray.get_runtime_context().get_assigned_resources()
+    return given
 
 
 class RemoteScorer:
@@ -157,13 +169,17 @@ async def _reached(response: Awaitable[T], timeout_s: float) -> T:
 class Edge:
     """The HTTP API in front of the scorers."""
 
-    def __init__(self, scorer: DeploymentHandle, limits: Limits, timeout_s: float) -> None:
+    def __init__(self, scorer: DeploymentHandle, limits: Limits, timeout_s: float, keys_file: str | None) -> None:
         self._scorer: AsyncScorer = RemoteScorer(scorer, timeout_s=timeout_s)
         self._limits = limits
+        self._keys_file = keys_file
 
     def __serve_build_asgi_app__(self) -> FastAPI:
-        replica = serve.get_replica_context().replica_id.unique_id
-        return make_api(self._scorer, limits=self._limits, replica=replica)
+        context = serve.get_replica_context()
+        # Serve spreads requests evenly over the edges, so each holds its share of a key's limits.
+        share = 1 / (context.world_size or 1)
+        keys = None if self._keys_file is None else KeyRing(Path(self._keys_file), share=share)
+        return make_api(self._scorer, limits=self._limits, keys=keys, replica=context.replica_id.unique_id)
 
 
 # The Edge takes far more requests than scorers do: past its bound Serve refuses with its own body, and within it the
@@ -192,24 +208,35 @@ def build(args: AppArgs) -> serve.Application:
             "target_ongoing_requests": args.target_ongoing_requests,
         },
     )
-    return EDGE.bind(scorers.bind(args.bundle, args.engine), args.limits, args.timeout_s)
+    return EDGE.bind(scorers.bind(args.bundle, args.engine), args.limits, args.timeout_s, args.keys_file)
 
 
-def run_app(bundle: Path, *, host: str = "127.0.0.1", port: int = 8000, block: bool = True) -> str:
+def run_app(
+    bundle: Path,
+    *,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    keys: Path | None = None,
+    guard: Guard = "keys",
+    block: bool = True,
+) -> str:
     """The URL at which `bundle` answers. Ray must be running: the caller owns the cluster.
 
-    Returns once /healthz answers 200, or, with `block`, after Ctrl-C, having shut Serve down. InputError where the
-    bundle or the port cannot be used, StageFailed where the application does not come up.
+    Returns once /readyz answers 200, or, with `block`, after Ctrl-C, having shut Serve down. InputError where the
+    bundle, the port or the file of `keys` cannot be used, or where `host` lets others in and nothing asks who they are;
+    StageFailed where the application does not come up.
     """
     if not ray.is_initialized():
         raise StageFailed("Ray is not running in this process. Call ray.init first.")
+    require_guarded(host, keys=keys, guard=guard)
+    keys_file = None if keys is None else str(_some_keys(keys))
     # Loaded here first: a bundle at fault ends as one line, and not as the traceback of a replica that Serve retries.
     load_scorer(bundle)
     _require_free(host, port)
     logging_config = {"log_level": "WARNING", "enable_access_log": False}
     serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port}, logging_config=logging_config)
     try:
-        application = build(AppArgs(bundle=str(bundle.resolve())))
+        application = build(AppArgs(bundle=str(bundle.resolve()), keys_file=keys_file))
         serve.run(application, name=APP_NAME, route_prefix="/", logging_config=logging_config)
     except RuntimeError as error:
         serve.shutdown()
@@ -217,11 +244,18 @@ def run_app(bundle: Path, *, host: str = "127.0.0.1", port: int = 8000, block: b
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     _wait_ready(url, deadline_s=60.0)
     if block:
-        print(f"serving {bundle} at {url}\ntry: {_example(url)}", flush=True)
+        print(f"serving {bundle} at {url}\ntry: {_example(url, keys_file)}", flush=True)
         with contextlib.suppress(KeyboardInterrupt):
             threading.Event().wait()
         serve.shutdown()
     return url
+
+
+def _some_keys(file: Path) -> Path:
+    """`file`, resolved; InputError where it holds no key, since nobody could ask anything then."""
+    if not read_keys(file):
+        raise InputError(f"{file}: no key. Make one with: preceptor keys add NAME --file {file}")
+    return file.resolve()
 
 
 def _require_free(host: str, port: int) -> None:
@@ -235,18 +269,19 @@ def _require_free(host: str, port: int) -> None:
 
 
 def _wait_ready(url: str, *, deadline_s: float) -> None:
-    """Nothing, once ``url/healthz`` is 200; StageFailed after `deadline_s`."""
+    """Nothing, once ``url/readyz`` is 200; StageFailed after `deadline_s`."""
     end_s = time.monotonic() + deadline_s
     # The loopback is asked directly: a proxy from the environment could not reach it.
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     while time.monotonic() < end_s:
-        with contextlib.suppress(urllib.error.URLError, OSError), opener.open(f"{url}/healthz", timeout=5) as answer:
+        with contextlib.suppress(urllib.error.URLError, OSError), opener.open(f"{url}/readyz", timeout=5) as answer:
             if answer.status == 200:
                 return
         time.sleep(0.2)
-    raise StageFailed(f"{url}/healthz: not 200 within {deadline_s:g} s. Look at the Serve logs.")
+    raise StageFailed(f"{url}/readyz: not 200 within {deadline_s:g} s. Look at the Serve logs.")
 
 
-def _example(url: str) -> str:
+def _example(url: str, keys_file: str | None) -> str:
+    key = "" if keys_file is None else "-H 'Authorization: Bearer KEY' "
     body: dict[str, Any] = {"query": "night nurse", "profile": "Registered nurse, Leeds.", "documents": ["Staff Nurse"]}
-    return f"curl -s {url}/v1/score -H 'Content-Type: application/json' -d '{json.dumps(body)}'"
+    return f"curl -s {url}/v1/score {key}-H 'Content-Type: application/json' -d '{json.dumps(body)}'"

@@ -1,22 +1,29 @@
-"""What may be asked and what is answered: the API's models, their limits and the checks, without HTTP."""
+"""What may be asked of the scorer and what is answered: the models of /v1/score, and the operator's limits."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Annotated, ClassVar, Final
+from dataclasses import dataclass, field
+from typing import Annotated, Any, ClassVar, Final
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, PositiveInt, Tag, ValidationError
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, PositiveFloat, PositiveInt, Tag, TypeAdapter
 
 from preceptor.contracts import NUM_GRADES
 from preceptor.errors import InputError
+from preceptor_serve.blending import BlendBounds
 
 REQUEST_ID_PATTERN: Final = r"^[A-Za-z0-9._:\-]{1,128}$"
+MAX_DEADLINE_MS: Final = 600_000
+
+_STRICT: Final = ConfigDict(strict=True, extra="forbid", frozen=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """How much one request may ask for. Lengths are in characters, the body in bytes."""
+    """How much one request may ask for. Lengths are in characters, the body in bytes.
+
+    `max_documents` bounds each part of a batch and `max_batch_documents` all of them together. `blend` bounds what a
+    request may put in the place of the bundle's own blend.
+    """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
@@ -25,15 +32,53 @@ class Limits:
     max_profile_chars: PositiveInt = 8192
     max_document_chars: PositiveInt = 16384
     max_body_bytes: PositiveInt = 2 * 1024 * 1024
+    max_batch_requests: PositiveInt = 16
+    max_batch_documents: PositiveInt = 1000
+    body_timeout_s: PositiveFloat = 10.0
+    blend: BlendBounds = field(default_factory=BlendBounds)
+
+
+class Refusal(InputError):
+    """A request the edge refuses, with what its error body says."""
+
+    def __init__(
+        self, status: int, code: str, message: str, *, field: str | None = None, retry_after_s: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.status = status
+        self.code = code
+        self.field = field
+        self.retry_after_s = retry_after_s
+
+
+# The pattern is for readers of the description: what breaks it is refused as an empty document, with its place.
+Text = Annotated[str, Field(json_schema_extra={"pattern": r"\S"})]
 
 
 class Document(BaseModel):
     """A document with the caller's own name for it."""
 
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
+    model_config = _STRICT
 
     id: Annotated[str, Field(max_length=256)] | None = None
-    text: str
+    text: Text
+
+
+Weight = Annotated[float, Field(ge=0, le=1000, allow_inf_nan=False)]
+
+
+class BlendWeights(BaseModel):
+    """What ranks: relevance * expected_grade / 4 + click * P(click) + apply * P(apply)."""
+
+    model_config = _STRICT
+
+    relevance: Weight
+    click: Weight
+    apply: Weight
+
+
+RequestId = Annotated[str, Field(pattern=REQUEST_ID_PATTERN)]
+DeadlineMs = Annotated[int, Field(ge=1, le=MAX_DEADLINE_MS)]
 
 
 def _kind(value: object) -> str | None:
@@ -42,31 +87,27 @@ def _kind(value: object) -> str | None:
     return "object" if isinstance(value, dict | Document) else None
 
 
-class ScoreRequest(BaseModel):
-    """One query of one member, and the documents to score for it."""
+_ITEM_EXAMPLE: Final[dict[str, Any]] = {
+    "query": "night nurse part time",
+    "profile": "Registered nurse, 6 years on surgical wards, wants nights near Leeds.",
+    "documents": [
+        "Staff Nurse (nights), surgical ward, Leeds.",
+        {"id": "b7", "text": "Dental receptionist."},
+    ],
+}
 
-    model_config = ConfigDict(
-        strict=True,
-        extra="forbid",
-        frozen=True,
-        json_schema_extra={
-            "example": {
-                "query": "night nurse part time",
-                "profile": "Registered nurse, 6 years on surgical wards, wants nights near Leeds.",
-                "documents": [
-                    "Staff Nurse (nights), surgical ward, Leeds.",
-                    {"id": "b7", "text": "Dental receptionist."},
-                ],
-            }
-        },
-    )
+
+class ScoreItem(BaseModel):
+    """One query of one member, and the documents to score for it. Without `blend` the bundle's own one ranks."""
+
+    model_config = _STRICT | ConfigDict(json_schema_extra={"example": _ITEM_EXAMPLE})
 
     query: str
     profile: str
     documents: list[
-        Annotated[Annotated[str, Tag("str")] | Annotated[Document, Tag("object")], Discriminator(_kind)]
+        Annotated[Annotated[Text, Tag("str")] | Annotated[Document, Tag("object")], Discriminator(_kind)]
     ] = Field(min_length=1)
-    request_id: Annotated[str, Field(pattern=REQUEST_ID_PATTERN)] | None = None
+    blend: BlendWeights | None = None
 
     @property
     def texts(self) -> list[str]:
@@ -77,6 +118,58 @@ class ScoreRequest(BaseModel):
     def ids(self) -> list[str | None]:
         """The caller's id of each document, None where it gave none."""
         return [None if isinstance(document, str) else document.id for document in self.documents]
+
+
+class ScoreRequest(ScoreItem):
+    """One query of one member, and the documents to score for it."""
+
+    request_id: RequestId | None = None
+    deadline_ms: DeadlineMs | None = None
+
+    @property
+    def items(self) -> list[ScoreItem]:
+        """What is to be scored."""
+        return [self]
+
+
+class BatchRequest(BaseModel):
+    """Several queries in one call: all are answered or none. `blend` is for those that bring none of their own."""
+
+    model_config = _STRICT | ConfigDict(
+        json_schema_extra={
+            "example": {
+                "requests": [
+                    _ITEM_EXAMPLE,
+                    {"query": "baker", "profile": "", "documents": ["Baker, early shifts."]},
+                ],
+                "deadline_ms": 2000,
+            }
+        }
+    )
+
+    requests: list[ScoreItem] = Field(min_length=1)
+    blend: BlendWeights | None = None
+    request_id: RequestId | None = None
+    deadline_ms: DeadlineMs | None = None
+
+    @property
+    def items(self) -> list[ScoreItem]:
+        """What is to be scored, each with its blend."""
+        if self.blend is None:
+            return list(self.requests)
+        return [
+            item if item.blend is not None else item.model_copy(update={"blend": self.blend}) for item in self.requests
+        ]
+
+
+def _shape(value: object) -> str:
+    return "batch" if isinstance(value, BatchRequest) or (isinstance(value, dict) and "requests" in value) else "one"
+
+
+ScoreBody = Annotated[
+    Annotated[ScoreRequest, Tag("one")] | Annotated[BatchRequest, Tag("batch")], Discriminator(_shape)
+]
+SCORE_BODY: Final[TypeAdapter[ScoreRequest | BatchRequest]] = TypeAdapter(ScoreBody)
 
 
 class DocumentResult(BaseModel):
@@ -90,21 +183,65 @@ class DocumentResult(BaseModel):
     actions: dict[str, float]
 
 
-class ScoreResponse(BaseModel):
-    """One result for each document, in the request's order."""
+class ScoreAnswer(BaseModel):
+    """One result for each document, in the request's order. `blend` is what ranked; null where a bundle says none."""
 
-    request_id: str
     bundle_id: str
     policy_version: str
+    blend: BlendWeights | None
     results: list[DocumentResult]
 
 
-class Health(BaseModel):
+class ScoreResponse(ScoreAnswer):
+    """The answer to one request."""
+
+    request_id: str
+
+
+class BatchResponse(BaseModel):
+    """An answer for each of `requests`, in their order; while a bundle is replaced they may name two."""
+
+    request_id: str
+    answers: list[ScoreAnswer]
+
+
+class Live(BaseModel):
+    """That this process answers."""
+
+    status: str = "ok"
+
+
+class Ready(BaseModel):
     """That a scorer answers, and which."""
 
     status: str = "ok"
     bundle_id: str
     policy_version: str
+
+
+class Model(BaseModel):
+    """A served bundle, in the shape of OpenAI's list of models."""
+
+    id: str
+    object: str = "model"
+    owned_by: str = "preceptor"
+    policy_version: str
+    blend: BlendWeights | None
+
+
+class NamedModel(BaseModel):
+    """The same bundle in the shape of Cohere's list of models."""
+
+    name: str
+    endpoints: list[str]
+
+
+class Models(BaseModel):
+    """What is served: the same list in both shapes."""
+
+    object: str = "list"
+    data: list[Model]
+    models: list[NamedModel]
 
 
 class ErrorBody(BaseModel):
@@ -120,72 +257,3 @@ class ErrorResponse(BaseModel):
     """The body of every 4xx and 5xx."""
 
     error: ErrorBody
-
-
-class Refusal(InputError):
-    """A request the edge refuses, with what its error body says."""
-
-    def __init__(self, status: int, code: str, message: str, *, field: str | None = None) -> None:
-        super().__init__(message)
-        self.status = status
-        self.code = code
-        self.field = field
-
-
-# By Pydantic's error type. Its own messages are not passed on, because some of them quote the value.
-_RULES: Final = {
-    "missing": "This field is required. Add it.",
-    "extra_forbidden": "An unknown field stands here. A request has query, profile, documents and request_id; "
-    "a document has id and text.",
-    "union_tag_not_found": "A document is a string or an object with 'text'. Send one of the two.",
-    "string_type": "A string must stand here. Quote the value, or leave an optional field out.",
-    "string_too_long": "An id has at most 256 characters. Shorten it.",
-    "string_pattern_mismatch": f"The value must match {REQUEST_ID_PATTERN}. Choose another id.",
-    "list_type": "A list must stand here. Put the documents in brackets.",
-    "model_type": "The body must be one JSON object. Send query, profile and documents.",
-}
-_ANY_RULE: Final = "The value's type or form is wrong. Compare it with ScoreRequest in /openapi.json."
-
-
-def parse(body: bytes) -> ScoreRequest:
-    """`body` as a request; Refusal 400 where it is not JSON, 422 where its fields are wrong."""
-    try:
-        return ScoreRequest.model_validate_json(body)
-    except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False, include_context=False)[0]
-    kind, field = first["type"], _field_path(first["loc"])
-    if kind == "json_invalid":
-        raise Refusal(400, "malformed_json", "The body is not one JSON value in UTF-8. Send a JSON object.")
-    if kind == "too_short":
-        raise Refusal(422, "empty_documents", "At least one document is needed, got 0. Add one.", field=field)
-    raise Refusal(422, "invalid_field", _RULES.get(kind, _ANY_RULE), field=field)
-
-
-def _field_path(location: Sequence[int | str]) -> str | None:
-    """`location` as ``documents[3].text``, without union tags and without names that the caller made up."""
-    path = ""
-    for part in location:
-        if isinstance(part, int):
-            path += f"[{part}]"
-        elif part in ScoreRequest.model_fields or part in Document.model_fields:
-            path += f".{part}" if path else part
-    return path or None
-
-
-def admit(request: ScoreRequest, limits: Limits) -> None:
-    """Nothing; Refusal 422 where `request` is over `limits` or has nothing to score."""
-    if len(request.documents) > limits.max_documents:
-        message = f"At most {limits.max_documents} documents, got {len(request.documents)}. Split the request."
-        raise Refusal(422, "too_many_documents", message, field="documents")
-    texts = [("query", request.query, limits.max_query_chars), ("profile", request.profile, limits.max_profile_chars)]
-    texts += [(f"documents[{i}]", text, limits.max_document_chars) for i, text in enumerate(request.texts)]
-    for field, text, max_chars in texts:
-        if len(text) > max_chars:
-            message = f"At most {max_chars} characters, got {len(text)}. Shorten it."
-            raise Refusal(422, "text_too_long", message, field=field)
-    if not request.query.strip() and not request.profile.strip():
-        raise Refusal(422, "empty_query", "Query and profile are both empty. Give at least one.", field="query")
-    for index, text in enumerate(request.texts):
-        if not text.strip():
-            message = "A document without text cannot be scored. Leave it out."
-            raise Refusal(422, "empty_document", message, field=f"documents[{index}]")

@@ -10,13 +10,15 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Callable, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from preceptor.bundle import DocumentScore, load_bundle
+from preceptor.bundle import Blend, DocumentScore, load_bundle
 from preceptor.contracts import ACTIONS, NUM_GRADES, content_id
 from preceptor.errors import PreceptorError, StageFailed
 from preceptor_serve.engine.options import EngineOptions
@@ -44,6 +46,16 @@ class Unavailable(PreceptorError):
 
 class TimedOut(PreceptorError):
     """The answer did not come in the time a request may take."""
+
+    exit_code = 1
+
+
+class TooLate(TimedOut):
+    """The answer did not come by the deadline that the request itself named."""
+
+
+class Broken(PreceptorError):
+    """A defect inside a scorer, named by its type alone: what it says may quote a member."""
 
     exit_code = 1
 
@@ -100,12 +112,27 @@ class Load:
     tokens_per_s: float
 
 
+@runtime_checkable
+class Blending(Protocol):
+    """A scorer that says how its scores blend expected grade and actions."""
+
+    @property
+    def blend(self) -> Blend: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """Which bundle answers, and the policy it was trained under."""
+    """Which bundle answers, the policy it was trained under, and its own blend where it says so."""
 
     bundle_id: str
     policy_version: str
+    blend: Blend | None = None
+
+
+def identity_of(scorer: Scorer) -> Identity:
+    """Who `scorer` is."""
+    blend = scorer.blend if isinstance(scorer, Blending) else None
+    return Identity(bundle_id=scorer.bundle_id, policy_version=scorer.policy_version, blend=blend)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +168,18 @@ def checked(scores: Sequence[DocumentScore], *, num_documents: int) -> tuple[Doc
     return tuple(scores)
 
 
+@contextmanager
+def without_texts() -> Iterator[None]:
+    """Runs the body; a defect in it is raised as Broken, so that whoever logs it cannot log a member's words."""
+    try:
+        yield
+    except PreceptorError:
+        raise
+    except Exception as error:
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        raise Broken(f"{type(error).__name__} in {Path(frame.filename).name}:{frame.lineno}") from None
+
+
 class ThreadedScorer:
     """An AsyncScorer around a blocking Scorer: one thread, so one request computes while others wait their turn.
 
@@ -158,19 +197,16 @@ class ThreadedScorer:
         """The scores of `documents`, unchecked. A request whose caller has gone before its turn is never computed."""
         loop = asyncio.get_running_loop()
         scores = await loop.run_in_executor(self._executor, self._compute, query, profile, tuple(documents))
-        return Answer(identity=self._identity(), scores=scores)
+        return Answer(identity=identity_of(self._scorer), scores=scores)
 
     async def identity(self) -> Identity:
-        return self._identity()
+        return identity_of(self._scorer)
 
     def check_health(self) -> None:
         """Nothing; Unavailable where the request now computing started more than `hang_after_s` ago."""
         started_s = self._started_s
         if started_s is not None and time.monotonic() - started_s > self._hang_after_s:
             raise Unavailable(f"a request has been computing for over {self._hang_after_s:g} s; restart the replica")
-
-    def _identity(self) -> Identity:
-        return Identity(bundle_id=self._scorer.bundle_id, policy_version=self._scorer.policy_version)
 
     def _compute(self, query: str, profile: str, documents: tuple[str, ...]) -> tuple[DocumentScore, ...]:
         self._started_s = time.monotonic()
@@ -196,7 +232,7 @@ class BatchingScorer:
         return Answer(identity=await self.identity(), scores=scores)
 
     async def identity(self) -> Identity:
-        return Identity(bundle_id=self._engine.bundle_id, policy_version=self._engine.policy_version)
+        return identity_of(self._engine)
 
     async def load(self) -> Load:
         """What waits in the engine now."""
@@ -264,6 +300,7 @@ class FakeScorer:
 
     bundle_id: str = "fake-bundle"
     policy_version: str = "0.0.0+00000000"
+    blend: Blend = field(default_factory=lambda: Blend(relevance=1.0, click=0.0, apply=0.0))
     rule: Callable[[str, str, str], DocumentScore] = hashed_score
 
     def score(self, query: str, profile: str, documents: Sequence[str]) -> list[DocumentScore]:

@@ -191,6 +191,17 @@ def test_a_dry_run_says_what_it_would_do_and_does_nothing(
     assert not nowhere.exists()
 
 
+def test_a_student_is_distilled_anew_from_the_scores_that_are_stored(
+    stages: Stages, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = stages(*STAGES[: STAGES.index("distill")])
+    assert main(["run", "tiny", "--root", str(root), "--dry-run"]) == 0
+    planned = [line for line in capsys.readouterr().out.splitlines() if line.strip()[:1].isdigit()]
+    skipped = [line.split()[1] for line in planned if "skip" in line]
+    assert skipped == list(STAGES[: STAGES.index("distill")]), "what the teachers said is not asked again"
+    assert {"relevance_scores", "engagement_scores"} <= set(skipped)
+
+
 def test_examples_are_served_over_http_once_and_shown_in_the_report(
     local_ray: None, stages: Stages, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -217,7 +228,7 @@ def test_a_reworded_dimension_is_what_label_would_ask(
     asked = ["tiny", "--root", str(root)]
     assert main(["label", *asked, "--dry-run"]) == 0
     labels = record_of(root, "label")
-    num_rows = 7 * labels.metrics["num_pairs"]
+    num_rows = len(load_policy(POLICY_DIR).rubric.names) * labels.metrics["num_pairs"]
     assert f"0 rows new, {num_rows:,} reused, 0 stale" in capsys.readouterr().out
 
     policy = tmp_path / "policy"

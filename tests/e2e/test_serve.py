@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import pytest
 from preceptor.bundle import TOLERANCE, Bundle, load_bundle
 from preceptor.errors import InputError
 from preceptor.running import free_port
+from preceptor_serve.keys import add_key
 
 pytestmark = pytest.mark.e2e
 
@@ -30,14 +33,22 @@ def body(**changes: object) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def session(local_ray: object, tiny_bundle: Path) -> Iterator[httpx.Client]:
+def keys_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("keys") / "keys.json"
+
+
+@pytest.fixture(scope="module")
+def session(local_ray: object, tiny_bundle: Path, keys_file: Path) -> Iterator[httpx.Client]:
+    """Speaks to a scorer that wants a key, with one."""
     from ray import serve
 
     from preceptor_serve.app import run_app
 
-    url = run_app(tiny_bundle, port=free_port(), block=False)
+    key = add_key(keys_file, "tests", requests_per_minute=10_000, documents_per_minute=100_000)
+    url = run_app(tiny_bundle, port=free_port(), keys=keys_file, block=False)
+    headers = {"authorization": f"Bearer {key}"}
     # trust_env: a proxy named in the environment could not reach the loopback.
-    with httpx.Client(base_url=url, timeout=60, trust_env=False) as client:
+    with httpx.Client(base_url=url, headers=headers, timeout=60, trust_env=False) as client:
         yield client
     serve.shutdown()
 
@@ -74,8 +85,38 @@ def test_a_document_scores_the_same_whatever_stands_beside_it(session: httpx.Cli
     assert scores(DOCUMENTS[1:2]) == pytest.approx(together[1:2], abs=TOLERANCE)
 
 
-def test_healthz_names_the_bundle(session: httpx.Client, bundle: Bundle) -> None:
-    response = session.get("/healthz")
+def test_a_batch_and_a_reranking_are_the_same_scores(session: httpx.Client, bundle: Bundle) -> None:
+    part = body()["json"]
+    both = session.post("/v1/score", json={"requests": [part, part | {"documents": DOCUMENTS[:1]}]}).json()["answers"]
+    assert [len(answer["results"]) for answer in both] == [3, 1]
+    assert {answer["bundle_id"] for answer in both} == {bundle.bundle_id}
+    scores = [score.score for score in bundle.score(QUERY, PROFILE, DOCUMENTS)]
+    assert [result["score"] for result in both[0]["results"]] == pytest.approx(scores, abs=TOLERANCE)
+    weights = asdict(bundle.blend)
+    assert both[0]["blend"] == weights
+    ranked = session.post("/v2/rerank", json={"query": QUERY, "profile": PROFILE, "documents": DOCUMENTS}).json()
+    given = {result["index"]: result["relevance_score"] for result in ranked["results"]}
+    total = sum(weights.values())
+    assert [given[index] for index in range(3)] == pytest.approx([score / total for score in scores], abs=TOLERANCE)
+
+
+def test_only_holders_of_a_key_are_answered_through_serve(session: httpx.Client, keys_file: Path) -> None:
+    nobody = {"authorization": "Bearer pcp_00000000_" + "a" * 43}
+    assert session.post("/v1/score", **body(), headers=nobody).status_code == 401
+    other = add_key(keys_file, "other", requests_per_minute=1, documents_per_minute=100)
+    headers = {"authorization": f"Bearer {other}"}
+    assert [session.post("/v1/score", **body(), headers=headers).status_code for _ in range(2)] == [200, 429]
+
+
+def test_a_deadline_that_cannot_be_kept_is_refused_through_serve(session: httpx.Client) -> None:
+    assert session.post("/v1/score", **body()).status_code == 200
+    response = session.post("/v1/score", **body(documents=DOCUMENTS * 20), headers={"x-deadline-ms": "1"})
+    assert (response.status_code, response.json()["error"]["code"]) == (429, "deadline_unreachable")
+
+
+def test_readyz_names_the_bundle(session: httpx.Client, bundle: Bundle) -> None:
+    assert session.get("/healthz").json() == {"status": "ok"}
+    response = session.get("/readyz")
     assert response.status_code == 200
     assert response.json() == {
         "status": "ok",
@@ -125,6 +166,51 @@ def test_metrics_are_prometheus_text_that_counts_this_traffic(session: httpx.Cli
     assert num_scored() == before + len(DOCUMENTS)
 
 
+def test_rays_own_logs_hold_no_words_of_a_member(session: httpx.Client) -> None:
+    import ray
+
+    word = "zq-private-words"
+    assert session.post("/v1/score", **body(query=word, profile=word, documents=[word])).status_code == 200
+    assert session.post("/v2/rerank", json={"query": word, "documents": [word]}).status_code == 200
+    assert session.post("/v1/score", **body(query=word * 100)).status_code == 422
+    node: Any = ray._private.worker._global_node
+    logs = Path(node.get_session_dir_path()) / "logs"
+    files = [file for file in logs.rglob("*") if file.is_file()]
+    assert any("replica" in file.name for file in files), "the replicas' logs were seen"
+    assert [str(file) for file in files if word.encode() in file.read_bytes()] == []
+
+
+def test_no_dashboard_runs_and_http_is_answered_on_the_loopback_alone(session: httpx.Client) -> None:
+    import psutil
+    import ray
+
+    node: Any = ray._private.worker._global_node
+    assert not node.webui_url
+    port = session.base_url.port
+    listening = [found for found in psutil.net_connections("inet") if found.status == psutil.CONN_LISTEN]
+    assert {found.laddr.ip for found in listening if found.laddr.port == port} == {"127.0.0.1"}
+
+
+def test_rays_own_ports_want_a_token(local_ray: object) -> None:
+    raylet = importlib.import_module("ray._raylet")
+    assert raylet.get_authentication_mode() == raylet.AuthenticationMode.TOKEN
+
+
+def test_another_interface_without_keys_is_refused(session: httpx.Client, tiny_bundle: Path) -> None:
+    from preceptor_serve.app import run_app
+
+    with pytest.raises(InputError, match="lets others in"):
+        run_app(tiny_bundle, host="0.0.0.0", port=free_port(), block=False)
+
+
+def test_a_file_without_a_key_is_refused(session: httpx.Client, tiny_bundle: Path, tmp_path: Path) -> None:
+    from preceptor_serve.app import run_app
+
+    (tmp_path / "keys.json").write_text('{"keys": []}')
+    with pytest.raises(InputError, match="no key"):
+        run_app(tiny_bundle, port=free_port(), keys=tmp_path / "keys.json", block=False)
+
+
 def test_a_bundle_that_is_not_there_is_one_line_and_starts_nothing(session: httpx.Client, tmp_path: Path) -> None:
     from preceptor_serve.app import run_app
 
@@ -138,4 +224,4 @@ def test_a_port_in_use_is_refused_by_name(session: httpx.Client, tiny_bundle: Pa
 
     with pytest.raises(InputError, match=str(session.base_url.port)):
         run_app(tiny_bundle, port=session.base_url.port or 0, block=False)
-    assert session.get("/healthz").status_code == 200
+    assert session.get("/readyz").status_code == 200

@@ -1,4 +1,4 @@
-"""A real engine that is killed, and one that stands still, in the middle of a labelling run."""
+"""Real engines that are killed, stand still or run out of memory in the middle of a labelling run."""
 
 from __future__ import annotations
 
@@ -36,19 +36,42 @@ def engine_core() -> psutil.Process | None:
     return None
 
 
-def strike(out: Path, struck: list[tuple[signal.Signals, int]]) -> None:
-    """Kill the engine after the first block, and stop the next one after a further block."""
-    for sign in (signal.SIGKILL, signal.SIGSTOP):
-        before = len(list(out.glob("open/*/done-*.json")))
-        while len(list(out.glob("open/*/done-*.json"))) <= before:
+def kill(core: psutil.Process) -> None:
+    core.send_signal(signal.SIGKILL)
+
+
+def stop(core: psutil.Process) -> None:
+    core.send_signal(signal.SIGSTOP)
+
+
+def starve(core: psutil.Process) -> None:
+    """From now on nothing more is mapped: the next activation that needs memory of its own fails."""
+    core.rlimit(psutil.RLIMIT_AS, (2**20, 2**20))
+
+
+FAULTS = (kill, stop, starve)
+
+
+def num_blocks_done(out: Path) -> int:
+    return len(list(out.glob("open/*/done-*.json")))
+
+
+def strike(out: Path, engines: list[int]) -> None:
+    """One fault after the other, each once a further block is done; `engines` gets the pid of every engine seen."""
+    for fault in FAULTS:
+        before = num_blocks_done(out)
+        while num_blocks_done(out) <= before:
             time.sleep(0.02)
         core = engine_core()
         assert core is not None
-        core.send_signal(sign)
-        struck.append((sign, core.pid))
+        engines.append(core.pid)
+        fault(core)
+    while (core := engine_core()) is None or core.pid in engines:
+        time.sleep(0.02)
+    engines.append(core.pid)
 
 
-def test_an_engine_that_dies_and_one_that_stands_still_cost_no_row(
+def test_an_engine_that_dies_stands_still_or_runs_out_of_memory_costs_no_row(
     tmp_path: Path, local_ray: Any, smollm_dir: Path
 ) -> None:
     pairs = [
@@ -78,8 +101,8 @@ def test_an_engine_that_dies_and_one_that_stands_still_cost_no_row(
         metrics={"judge_id": judge.judge_id, "passed": True},
     )
     out = tmp_path / "label" / "v1"
-    struck: list[tuple[signal.Signals, int]] = []
-    striker = threading.Thread(target=strike, args=(out, struck), daemon=True)
+    engines: list[int] = []
+    striker = threading.Thread(target=strike, args=(out, engines), daemon=True)
     striker.start()
     found = label(
         config,
@@ -90,8 +113,7 @@ def test_an_engine_that_dies_and_one_that_stands_still_cost_no_row(
         pairs_per_block=PAIRS_PER_BLOCK,
         out=out,
     )
-    assert [sign for sign, _ in struck] == [signal.SIGKILL, signal.SIGSTOP], "both faults must have been made"
-    assert len({pid for _, pid in struck}) == 2, "a new engine was started after the first"
+    assert len(set(engines)) == len(FAULTS) + 1, "each fault ended its engine, and another was started"
     keys = [(row["pair_id"], row["dimension"]) for row in read_table(out / "labels", LABELS).to_pylist()]
     assert sorted(keys) == sorted((pair["pair_id"], name) for pair in pairs for name in (*DIMENSIONS, OVERALL))
     assert found.rejected == {}

@@ -36,12 +36,6 @@ CONFIG = TrainConfig(
 )
 
 
-@pytest.fixture(autouse=True)
-def prompt_controller(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ray Train notes checkpoints and deaths when it looks, by default every 2 s: longer than these runs train."""
-    monkeypatch.setenv("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
-
-
 @pytest.fixture(scope="module")
 def job(tmp_path_factory: pytest.TempPathFactory) -> FitJob:
     """Twelve made-up requests with grades and clicks, and a tiny random ranker to start from.

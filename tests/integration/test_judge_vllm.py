@@ -23,6 +23,7 @@ from preceptor.contracts import (
 )
 from preceptor.errors import JudgeRefused
 from preceptor.judge import HostedJudge, calibrate, label
+from preceptor.judge.agreement import cells_of_json
 from preceptor.judge.hosted import read_checkpoint
 from preceptor.judge.replies import OVER_LONG
 from preceptor.ranker.text import prompt_token_ids
@@ -77,6 +78,14 @@ def test_a_zero_shot_judge_is_measured_and_stopped(tmp_path: Path, local_ray: An
     assert {row["id"].split("/")[0] for row in rejects} == {too_long["pair_id"]}
     assert record.rejected[OVER_LONG] == len(DIMENSIONS)
     assert record.metrics["passed"] is False
+    itself = record.metrics["consistency"]
+    judged = set(itself["pair_ids"]) - {too_long["pair_id"]}
+    for kind in ("again", "reordered"):
+        cells = {cell.dimension: cell for cell in cells_of_json(itself[kind]["cells"])}
+        assert {name: cell.num for name, cell in cells.items()} == dict.fromkeys(DIMENSIONS, len(judged))
+    again, reordered = itself["again"]["prob_shift"]["most"], itself["reordered"]["prob_shift"]["most"]
+    assert again < 0.02, "greedy: only numerics and the prefix cache lie between"
+    assert reordered > again, "the engine was asked from the policy turned round"
     with pytest.raises(JudgeRefused, match="under the floor"):
         label(
             config,
@@ -112,7 +121,11 @@ def test_hosted_logits_are_those_of_the_checkpoint_in_transformers(local_ray: An
         wanted[pair["pair_id"]] = {name: logits[where] for name, where in found.heads.items()}
 
     judge = HostedJudge(
-        judge_id="teacher", checkpoint=found, dimensions=(), engine=EngineConfig(dtype="float32", batch_size=4)
+        judge_id="teacher",
+        checkpoint=found,
+        dimensions=(),
+        engine=EngineConfig(dtype="float32", batch_size=4),
+        heads=tuple(found.heads),
     )
 
     @ray.remote(max_calls=1, runtime_env={"env_vars": dict(judge.workers.env)})

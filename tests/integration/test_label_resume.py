@@ -21,6 +21,7 @@ import psutil
 import pytest
 
 from preceptor.contracts import LABELS, OVERALL, PAIRS, REJECTS, make_pair, read_table, rows_to_table, write_table
+from preceptor.errors import StageFailed
 from preceptor.judge import FakeJudge, label
 from preceptor.judge.replies import ENGINE_DIED, INCOMPLETE, Workers
 from preceptor.policy import load_policy
@@ -128,7 +129,7 @@ def start_and_wait_for_blocks(root: Path, *, num_blocks: int) -> subprocess.Pope
 
 
 def num_whole(out: Path) -> int:
-    """Whole blocks of open shards and closed shards. By os.walk: a shard that closes takes its folder away meanwhile."""
+    """Whole blocks of open shards and closed shards. By os.walk: a shard that closes takes its folder away."""
     return sum(
         name.endswith(".json") and (name.startswith("done-") or Path(folder).name == "shards")
         for folder, _, names in os.walk(out)
@@ -186,6 +187,16 @@ def test_a_pair_that_kills_every_worker_is_rejected_and_all_others_are_labelled(
     assert sorted(keys(out)) == sorted(wanted)
     assert record.rejected == {ENGINE_DIED: 2, INCOMPLETE: 1}
     assert {row["id"].split("/")[0] for row in read_table(out / "rejects", REJECTS).to_pylist()} == {deadly}
+
+
+def test_workers_that_finish_nothing_fail_the_run_in_one_line(tmp_path: Path, local_ray: Any) -> None:
+    write_table(rows_to_table(pool(40), PAIRS), tmp_path / "corpus" / "pairs" / "a.parquet", PAIRS)
+    asleep = stub(tmp_path, latency_s=3600.0, workers=Workers(num_actors=1, cpus=0.1, give_up_s=5.0))
+    with pytest.raises(StageFailed, match="no block was finished for 5 s") as failed:
+        relabel(tmp_path, asleep)
+    assert len(str(failed.value).splitlines()) == 1
+    assert not (tmp_path / "label" / "v1" / "record.json").exists()
+    assert relabel(tmp_path, stub(tmp_path, latency_s=0.0)).rejected == {}, "the same command goes on"
 
 
 GRADE = json.dumps(

@@ -35,7 +35,7 @@ def test_stage_writes_the_corpus_and_is_independent_of_blocks(tmp_path: Path, mo
     assert set(pairs["pair_id"].to_pylist()) == expected
     assert record.num_rows_kept == pairs.num_rows
     truth = read_table(record.path / "truth", GOLDEN)
-    assert truth.num_rows == 8 * pairs.num_rows
+    assert truth.num_rows == (len(rubric.names) + 1) * pairs.num_rows
     impressions = read_table(record.path / "impressions", IMPRESSIONS)
     assert set(impressions["pair_id"].to_pylist()) <= expected
     assert len(set(impressions["request_id"].to_pylist())) == 720

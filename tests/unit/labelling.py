@@ -20,6 +20,8 @@ from preceptor.recipe import POLICY_DIR, JudgeConfig
 from preceptor.record import Record
 
 POLICY = load_policy(POLICY_DIR)
+NUM_ASKED = len(POLICY.rubric.names)
+"""Rows of a pair that a judge is asked for; the overall grade is one more."""
 
 
 def pool(num: int, *, per_query: int = 4, split: str = "train") -> list[dict[str, Any]]:

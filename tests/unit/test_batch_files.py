@@ -503,7 +503,7 @@ def test_batch_files_need_an_endpoint(root: Path, tmp_path: Path, capsys: pytest
     arguments = ["--root", str(root), "--judge", "openai", "--base-url", "http://127.0.0.1:9/v1", "--judge-model", "m"]
     out = tmp_path / "requests.jsonl"
     assert main(["batch", "export", "tiny", *arguments, "--out", str(out), "--top-logprobs", "0"]) == 0
-    assert f"84 requests for {ONLINE.judge_id}: {out}" in capsys.readouterr().out
+    assert f"{12 * len(POLICY.rubric.names)} requests for {ONLINE.judge_id}: {out}" in capsys.readouterr().out
     assert "logprobs" not in read_lines(out)[0]["body"]
     assert main(["batch", "import", "tiny", str(out), *arguments]) == 2
     assert "a request, not an answer" in capsys.readouterr().err

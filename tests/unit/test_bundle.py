@@ -97,6 +97,7 @@ def test_an_export_is_whole_and_says_where_it_comes_from(exported: Record, stude
     assert described["lineage"]["student"] == student.fingerprint
     assert described["gate"]["values"] == {"student overall ndcg@10": 0.81}
     assert read_record(folder) == replace(student, path=folder)
+    assert json.loads((folder / "config.json").read_text())["preceptor_policy_version"] == student.policy_version
     assert "student overall ndcg@10: 0.8100" in (folder / "README.md").read_text()
 
 
@@ -305,6 +306,10 @@ def with_json(name: str, **changes: object) -> Callable[[Path], None]:
         (cut("config.json", 25), "config.json"),
         (with_json("config.json", preceptor_heads=None), "preceptor_heads"),
         (with_json("config.json", preceptor_heads=[{"name": "click", "kind": "action"}]), "'overall'"),
+        (
+            with_json("config.json", preceptor_policy_version="0.9.0+cd"),
+            "trained under policy 0.9.0+cd, but its record says 1.0.0+ab",
+        ),
         (without("model.safetensors"), "model.safetensors"),
         (cut("model.safetensors", 5_000_000), "damaged"),
         (cut("model.safetensors", 0), "damaged"),
@@ -346,6 +351,16 @@ def test_a_student_without_overall_is_refused(student: Record, tmp_path: Path) -
     other = changed_student(student, tmp_path / "distill", with_json("config.json", preceptor_heads=heads))
     out = tmp_path / "export" / "v1"
     with pytest.raises(InputError, match="'overall', got: role, click"):
+        export(CONFIG, student=other, gate=gate_record(tmp_path), out=out)
+    assert [file.name for file in out.iterdir()] == ["pending.json"]
+
+
+def test_a_student_of_another_policy_than_its_record_is_refused(student: Record, tmp_path: Path) -> None:
+    other = changed_student(
+        student, tmp_path / "distill", with_json("config.json", preceptor_policy_version="2.0.0+cd")
+    )
+    out = tmp_path / "export" / "v1"
+    with pytest.raises(InputError, match=r"trained under policy 2\.0\.0\+cd, but its record says 1\.0\.0\+ab"):
         export(CONFIG, student=other, gate=gate_record(tmp_path), out=out)
     assert [file.name for file in out.iterdir()] == ["pending.json"]
 

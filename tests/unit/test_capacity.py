@@ -144,15 +144,16 @@ def test_blocks_and_files_by_hand() -> None:
     assert capacity.blocks_per_shard(sizing) == 79  # 5,000 / 64 = 78.1
     assert capacity.num_blocks(sizing) == 316
     assert capacity.num_files(sizing) == 16
-    assert capacity.num_open_shards(sizing) == 2
-    assert capacity.num_open_parts(sizing) == 2 * 2 * 79
+    alone = replace(sizing, num_replicas=1, blocks_in_flight=1)
+    assert capacity.num_open_shards(alone) == 3
+    assert capacity.num_open_parts(alone) == 2 * 3 * 79
     assert capacity.num_open_shards(replace(sizing, num_replicas=300)) == 4
     assert capacity.traffic_bytes(sizing) == 316 * 600
     assert capacity.traffic_bytes_per_pair(sizing) == 9.375
 
 
 def test_bytes_by_hand() -> None:
-    assert capacity.pool_bytes(SMALL) == pytest.approx(1000 * 50 * 0.83 + 100 * 5300)
+    assert capacity.pool_bytes(SMALL) == pytest.approx(1000 * 50 * 0.78 + 100 * 5300)
     assert capacity.label_bytes(SMALL) == 1000 * 5 * 34
     assert capacity.reject_bytes(SMALL) == pytest.approx(1000 * 5 * 0.1 * 55)
     # One shard of 100 blocks, its labels twice in memory, its entry.
@@ -251,13 +252,13 @@ def test_a_deadline_shorter_than_an_engines_start_is_refused() -> None:
 def test_a_recipe_gives_its_prompts_and_engines() -> None:
     policy = load_policy(POLICY_DIR)
     sizing = sizing_of(cluster(), num_pairs=1000, labeller="judge")
-    assert (sizing.num_dimensions, sizing.num_labels_per_pair, sizing.num_prompts) == (7, 8, 7)
+    assert (sizing.num_dimensions, sizing.num_labels_per_pair, sizing.num_prompts) == (9, 10, 9)
     assert (sizing.num_replicas, sizing.gpus_per_replica) == (8, 2)
-    whole = sum(num_tokens_about(policy, name) for name in policy.rubric.names) / 7
+    whole = sum(num_tokens_about(policy, name) for name in policy.rubric.names) / 9
     # The prompt without a pair still names the pair's three parts: "Query: (none)" and so on, 6 words.
     assert sizing.policy_tokens + sizing.question_tokens == pytest.approx(whole - 6 * 1.6, abs=1.5)
     hosted = sizing_of(cluster(), num_pairs=1000, labeller="teacher")
-    assert (hosted.num_prompts, hosted.policy_tokens, hosted.num_labels_per_pair) == (1, 0, 8)
+    assert (hosted.num_prompts, hosted.policy_tokens, hosted.num_labels_per_pair) == (1, 0, 10)
 
 
 def test_the_assumed_rate_follows_from_the_models_size() -> None:
@@ -328,7 +329,9 @@ def shard() -> pa.Table:
 @pytest.mark.parametrize("pairs_per_block", [64, 256, 1024, 8192])
 def test_the_constants_of_the_pool_were_measured(shard: pa.Table, pairs_per_block: int) -> None:
     num_blocks = math.ceil(shard.num_rows / pairs_per_block)
-    expected = shard.num_rows * 100 * capacity.POOL_BYTES_PER_TOKEN + num_blocks * capacity.ROW_GROUP_BYTES
+    expected = (
+        shard.num_rows * capacity.PAIR_TOKENS * capacity.POOL_BYTES_PER_TOKEN + num_blocks * capacity.ROW_GROUP_BYTES
+    )
     assert parquet_bytes(shard, rows_per_group=pairs_per_block) == pytest.approx(expected, rel=0.1)
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import json
 import math
@@ -23,13 +24,14 @@ from preceptor.contracts import (
     rows_to_table,
     write_table,
 )
-from preceptor.errors import GateFailed, InputError, RecipeError
+from preceptor.errors import GateFailed, InputError, PolicyError, RecipeError
 from preceptor.evaluation.baselines import popularity_scores, tfidf_scores
 from preceptor.evaluation.gate import gate
 from preceptor.evaluation.holdout import cheapest_grade, expected_gain
 from preceptor.evaluation.metrics import auc, ece, log_loss, ndcg_at, quadratic_kappa
+from preceptor.policy.seal import seal_of
 from preceptor.recipe import GateConfig
-from preceptor.record import Record, begin
+from preceptor.record import Record, begin, write_json
 
 TRADES = ("welder", "nurse", "cook", "driver", "tiler", "clerk")
 CONFIG = GateConfig(thresholds={}, num_bootstrap=40)
@@ -348,3 +350,21 @@ def test_popularity_is_smoothed_towards_the_mean(market) -> None:
     table = rows_to_table(rows, IMPRESSIONS)
     asked = rows_to_table([dict(pair), dict(other), dict(market.pairs[10])], PAIRS)["document_id"]
     assert popularity_scores(table, asked, prior=10) == pytest.approx([12.5 / 20, 2.5 / 40, 0.25])
+
+
+def test_the_gate_measures_on_the_sealed_holdout_alone_and_says_that_it_looked(
+    market, corpus, models, tmp_path
+) -> None:
+    golden = read_table(corpus.path / "golden", GOLDEN)
+    seal = tmp_path / "policy" / "golden" / "seal.json"
+    write_json(seal, dataclasses.asdict(replace(seal_of(golden), rows="0" * 64)))
+    with pytest.raises(PolicyError, match="the holdout is not the one that was sealed: rows 00000000 -> "):
+        gate(CONFIG, corpus=corpus, **models, policy=tmp_path / "policy", out=tmp_path / "gate" / "v1")
+    assert not (tmp_path / "gate" / "v1" / "record.json").exists()
+
+    write_json(seal, dataclasses.asdict(seal_of(golden)))
+    for _ in range(2):  # A finished gate is not run again, and opens nothing.
+        record = gate(CONFIG, corpus=corpus, **models, policy=tmp_path / "policy", out=tmp_path / "gate" / "v1")
+    assert record.metrics["holdout_rows"] == seal_of(golden).rows
+    (line,) = (tmp_path / "gate" / "openings.jsonl").read_text().splitlines()
+    assert json.loads(line)["why"].startswith("gate v1 of ") and json.loads(line)["seal"] == "verified"

@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ from preceptor.errors import InputError, PolicyError
 from preceptor.judge.engine import over_long, reason_of
 from preceptor.judge.hosted import read_checkpoint
 from preceptor.judge.judges import open_judge, revision_of
+from preceptor.judge.overall import overall_probs
 from preceptor.judge.replies import (
     INCOMPLETE,
     NO_GRADE,
@@ -97,6 +100,25 @@ def test_the_overall_distribution_is_the_enumerated_one(drawn: tuple[list[float]
     wanted = brute_force_overall(SMALL, {name: reply.probs or () for name, reply in replies.items()})
     assert overall.probs == pytest.approx(wanted)
     assert overall.label_mass == pytest.approx(0.8**3)
+
+
+@pytest.mark.parametrize("weights", [None, (0.1, 2.5, 0.3, 0.7, 7.0, 0.2, 12.25, 3.3, 0.05)])
+def test_the_overall_distribution_of_all_dimensions_is_the_enumerated_one(weights: tuple[float, ...] | None) -> None:
+    rubric = POLICY.rubric
+    if weights is not None:
+        known = zip(rubric.dimensions, weights, strict=True)
+        rubric = replace(rubric, dimensions=tuple(replace(item, weight=weight) for item, weight in known))
+    draw = np.random.default_rng(7)
+    for _ in range(5):
+        chances = {name: draw.uniform(0.05, 0.95) for name in rubric.names}
+        ends = {name: draw.choice(5, size=2, replace=False) for name in rubric.names}
+        probs = {name: np.bincount(ends[name], weights=(chance, 1 - chance), minlength=5).tolist()
+                 for name, chance in chances.items()}  # fmt: skip
+        wanted = [0.0] * 5
+        for taken in itertools.product((0, 1), repeat=len(rubric.names)):
+            grades = {name: int(ends[name][end]) for name, end in zip(rubric.names, taken, strict=True)}
+            wanted[rubric.aggregate(grades)] += math.prod(probs[name][grade] for name, grade in grades.items())
+        assert overall_probs(rubric, probs).tolist() == pytest.approx(wanted)
 
 
 def test_sure_grades_aggregate_as_the_rubric_does() -> None:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from preceptor.contracts import ACTIONS, IMPRESSIONS, OVERALL, PAIRS, SPLITS, content_id, rows_to_table, split_of
-from preceptor.errors import RecipeError
+from preceptor.errors import PolicyError, RecipeError
 from preceptor.evaluation.metrics import ndcg_at
 from preceptor.market import (
     Group,
@@ -27,14 +29,18 @@ from preceptor.market import (
     grade,
     grade_all,
 )
-from preceptor.market.golden import write_golden
-from preceptor.market.latent import STYLES, Holding, Workplace, stream
+from preceptor.market.golden import GRADER, write_golden
+from preceptor.market.industries import industries
+from preceptor.market.latent import STYLES, Direction, Holding, Workplace, stream
+from preceptor.market.latent import Path as WayOn
 from preceptor.market.postings import MIX, kinds_for
 from preceptor.market.roles import catalogue
+from preceptor.market.stage import market
 from preceptor.market.texts import posting_text, profile_text, query_text
 from preceptor.market.truth import explain
 from preceptor.policy import Rubric, load_policy
 from preceptor.recipe import POLICY_DIR, MarketConfig
+from preceptor.record import DEV, begin
 
 CONFIG = MarketConfig(num_queries=60, documents_per_query=10, num_requests=80, num_holdout_requests=40)
 QUERY = Query(style="title", role="hgv_driver")
@@ -46,6 +52,8 @@ MEMBER = Member(
     place="Hull",
     pay=38,
     employment="permanent",
+    industry="logistics",
+    direction="learn",
 )
 POSTING = Posting(
     role="hgv_driver",
@@ -55,6 +63,8 @@ POSTING = Posting(
     place=Place(city="Hull"),
     pay=(37, 40),
     employment="permanent",
+    industry="logistics",
+    path="training",
 )
 
 
@@ -82,6 +92,12 @@ def mostly_stands(wording: str, text: str) -> bool:
     """At least half of the words: any other may be misspelt or shortened."""
     words = wording.split()
     return 2 * sum(word.lower() in text.lower() for word in words) >= len(words)
+
+
+def reads(wordings: Iterable[str], text: str) -> bool:
+    """Whether one of `wordings` stands in `text`, each word of it perhaps misspelt."""
+    words = text.lower().replace("&", "and").replace(".", " ").replace(",", " ").split()
+    return any(all(get_close_matches(word.lower(), words, cutoff=0.7) for word in w.split()) for w in wordings)
 
 
 def overall(row: dict[str, object]) -> int:
@@ -155,6 +171,11 @@ def test_a_posting_that_suits_in_every_respect_is_ideal(rubric: Rubric) -> None:
                 )
             ],
         ),
+        (
+            "industry",
+            [replace(POSTING, industry=name) for name in ("logistics", "ecommerce", "retail", "hospitals")],
+        ),
+        ("direction", [replace(POSTING, path=path) for path in ("training", "progression", None, "steady", "ready")]),
         ("pay", [replace(POSTING, pay=pay) for pay in ((37, 40), None, (33, 35), (25, 27))]),
         ("quality", [replace(POSTING, tone=tone) for tone in ("plain", "hype", "bait")]),
     ],
@@ -193,6 +214,59 @@ def test_workplace_wishes_are_graded_within_reach_and_beyond() -> None:
     assert [place("remote", kind, "Exeter") for kind in ("remote", "hybrid", "onsite")] == [4, 0, 0]
 
 
+def test_a_ruled_out_industry_caps_and_a_named_one_lifts_the_ban(rubric: Rubric) -> None:
+    choosy = replace(MEMBER, refused="gambling", wished="retail")
+    gambling = replace(POSTING, industry="gambling")
+    assert grade_all(QUERY, choosy, gambling, rubric)[OVERALL] == 2
+    assert grade(QUERY, choosy, gambling)["industry"] == 0
+    assert grade(replace(QUERY, industry="gambling"), choosy, gambling)["industry"] == 4
+    assert grade(QUERY, choosy, replace(POSTING, industry="retail"))["industry"] == 4
+    assert grade(QUERY, choosy, POSTING)["industry"] == 2  # logistics, worked in, but retail is wished for
+    assert grade(QUERY, choosy, replace(POSTING, industry=None))["industry"] == 3
+
+
+@pytest.mark.parametrize(
+    ("direction", "postings", "grades"),
+    [
+        (
+            "up",
+            [
+                replace(POSTING, level=3),
+                replace(POSTING, path="leads"),
+                replace(POSTING, path="progression"),
+                replace(POSTING, path=None),
+                replace(POSTING, path="steady"),
+                replace(POSTING, level=1, path="progression"),
+                replace(POSTING, level=1),
+            ],
+            [4, 4, 3, 2, 1, 1, 0],
+        ),
+        ("steady", [replace(POSTING, path=p) for p in ("steady", "training", "ready", "progression", "leads")],
+         [4, 3, 2, 1, 0]),
+        (None, [replace(POSTING, path=p) for p in ("steady", "ready", None)], [3, 3, 3]),
+    ],
+)  # fmt: skip
+def test_direction_follows_the_wish(direction: Direction | None, postings: list[Posting], grades: list[int]) -> None:
+    member = replace(MEMBER, direction=direction)
+    assert [grade(QUERY, member, posting)["direction"] for posting in postings] == grades
+
+
+def test_a_change_of_work_leads_into_the_wanted_and_out_of_the_present_work() -> None:
+    """A warehouse operative who types "become an HGV driver"."""
+    query = replace(QUERY, style="aspirational", direction="change")
+    member = replace(MEMBER, role="warehouse_operative", direction=None)
+
+    def direction(role: str, path: WayOn | None) -> int:
+        return grade(query, member, replace(POSTING, role=role, path=path))["direction"]
+
+    assert [direction("hgv_driver", path) for path in ("training", None, "ready")] == [4, 3, 2]
+    assert direction("rigid_driver", "training") == 4
+    assert [direction("bus_driver", path) for path in ("training", None)] == [3, 2]
+    assert direction("vehicle_technician", None) == 1
+    assert direction("midwife", "training") == 0
+    assert direction("warehouse_operative", "training") == 0
+
+
 def test_the_query_speaks_before_the_profile() -> None:
     posting = replace(POSTING, place=Place(city="York"), level=4)
     assert grade(QUERY, MEMBER, posting)["place"] == 0
@@ -202,13 +276,42 @@ def test_the_query_speaks_before_the_profile() -> None:
 
 def test_what_no_text_states_is_graded_as_unknown() -> None:
     silent = Posting(role="hgv_driver")
-    grades = grade(QUERY, replace(MEMBER, level=None, place=None, pay=None, employment=None), silent)
-    assert grades == {
-        "role": 4, "skills": 2, "seniority": 3, "credentials": 4, "place": 3, "pay": 3, "quality": 2,
+    mute = replace(MEMBER, level=None, place=None, pay=None, employment=None, industry=None, direction=None)
+    assert grade(QUERY, mute, silent) == {
+        "role": 4, "skills": 2, "seniority": 3, "credentials": 4, "industry": 3, "place": 3, "pay": 3, "direction": 3,
+        "quality": 2,
     }  # fmt: skip
+    assert grade(QUERY, MEMBER, silent)["direction"] == 2
 
 
 # The words
+
+
+def test_industries_are_told_apart_and_every_family_has_a_setting() -> None:
+    known = industries()
+    words = [word for wordings in known.words.values() for word in wordings]
+    assert len(words) == len(set(words))
+    assert known.settings.keys() == catalogue().families.keys()
+    assert {name for names in known.settings.values() for name in names} == known.words.keys()
+    assert {name for pair in known.close for name in pair} <= known.words.keys()
+    assert all(known.relation(a, b) == known.relation(b, a) for a in known.words for b in known.words)
+
+
+def test_a_profile_says_the_industries_and_the_direction() -> None:
+    member = replace(MEMBER, industry="aerospace", wished="energy", refused="gambling", direction="change")
+    for number in range(20):
+        text = profile_text(member, stream(number, "profile"), wanted="midwife").lower()
+        for name in ("aerospace", "energy", "gambling"):
+            assert reads(industries().words[name], text), text
+        assert reads(("moving into", "retraining as"), text), text
+        assert reads(catalogue().roles["midwife"].titles, text), text
+
+
+def test_an_aspirational_query_says_where_to(groups: list[Group]) -> None:
+    asks = [group.ask for group in groups if group.ask.query.style == "aspirational"]
+    assert {ask.query.direction for ask in asks} == {"up", "change"}
+    assert all((ask.query.direction == "up") == (ask.member.role == ask.query.role) for ask in asks)
+    assert all(group.ask.query.direction is None for group in groups if group.ask.query.style != "aspirational")
 
 
 def test_groups_depend_on_seed_and_index_alone(rubric: Rubric) -> None:
@@ -241,6 +344,8 @@ def test_what_decides_the_grade_stands_in_the_posting(groups: list[Group]) -> No
             assert posting.place.city in text
         if posting.pay is not None:
             assert str(posting.pay[1]) in text
+        if posting.industry is not None:
+            assert reads(industries().words[posting.industry], text), text
         for name in posting.credentials:
             assert any(mostly_stands(wording, text) for wording in known.credential_wordings[name]), text
 
@@ -253,7 +358,7 @@ def test_every_role_reads_in_every_style() -> None:
             query = Query(style=style, role=name, level=3, place="Hull", skills=role.skills[:3])
             for text in (
                 query_text(query, stream(1, name, style)),
-                profile_text(member, stream(2, name, style)),
+                profile_text(member, stream(2, name, style), wanted=name),
                 posting_text(posting, stream(3, name, style)),
             ):
                 assert text.strip()
@@ -276,6 +381,20 @@ def test_shipped_golden_files_are_a_fresh_generation(tmp_path: Path) -> None:
         assert fresh.read_bytes() == (POLICY_DIR / "golden" / fresh.name).read_bytes(), fresh.name
 
 
+def test_a_golden_file_that_is_refused_costs_an_earlier_corpus_nothing(tmp_path: Path) -> None:
+    policy, out = Path(shutil.copytree(POLICY_DIR, tmp_path / "policy")), tmp_path / "corpus" / DEV
+    begin("market", CONFIG, out=out).finish(num_rows_kept=7)
+    (out / "pairs").mkdir()
+    before = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
+    file = policy / "golden" / "train.jsonl"
+    rows = file.read_text().split("\n")
+    file.write_text("\n".join([*rows[:2], rows[2].replace(GRADER, "markt-truth"), *rows[3:]]))
+    with pytest.raises(PolicyError) as caught:
+        market(CONFIG, policy=policy, out=out)
+    assert str(caught.value).startswith(f"{file}:3: unknown grader 'markt-truth'. rubric.toml declares: {GRADER}.")
+    assert {file: file.read_bytes() for file in out.rglob("*") if file.is_file()} == before
+
+
 def test_golden_splits_follow_the_query_and_share_none() -> None:
     queries: dict[str, set[str]] = {}
     for split in SPLITS:
@@ -285,6 +404,14 @@ def test_golden_splits_follow_the_query_and_share_none() -> None:
         assert all(split_of(content_id(query)) == split for query in queries[split])
         assert {row["grader_id"] for row in rows} == {"market-truth"}
     assert sum(map(len, queries.values())) == len(set.union(*queries.values()))
+
+
+def test_every_golden_split_exercises_every_dimension_and_style(rubric: Rubric) -> None:
+    for split in SPLITS:
+        rows = [json.loads(line) for line in (POLICY_DIR / "golden" / f"{split}.jsonl").read_text().splitlines()]
+        assert {row["slice"] for row in rows} == set(STYLES)
+        for name in rubric.names:
+            assert len({row["grades"][name] for row in rows}) >= 4, (split, name)
 
 
 def test_golden_holdout_has_every_grade(holdout: dict[tuple[str, str], list[dict[str, object]]]) -> None:

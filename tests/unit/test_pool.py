@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import groupby
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 
 from preceptor.contracts import PAIRS, rows_to_table
 from preceptor.judge.pool import Pool, Shard, lay_pool, read_blocks, shard_of
+from preceptor.judge.tickets import SLICES_PER_ACTOR, task_sizes
 from tests.unit.labelling import pool
 
 
@@ -78,3 +80,18 @@ def test_a_shard_overlaps_just_its_share_of_the_others(data: st.DataObject, bits
     shard = Shard(index=data.draw(st.integers(0, 2**bits - 1)), num_shards=2**bits)
     others = [Shard(index=index, num_shards=2**more).name for index in range(2**more)]
     assert sum(map(shard.overlaps, others)) == max(1, 2 ** (more - bits)) if more >= bits else 1
+
+
+@given(num_tickets=st.integers(0, 10**7), num_actors=st.integers(1, 500))
+def test_tasks_hold_every_ticket_once_and_leave_no_actor_with_much_at_the_end(
+    num_tickets: int, num_actors: int
+) -> None:
+    sizes = task_sizes(num_tickets, num_actors)
+    assert sum(sizes) == num_tickets
+    assert sizes == sorted(sizes, reverse=True)
+    left = num_tickets
+    for size in sizes:
+        assert 1 <= size <= max(1, left / num_actors / SLICES_PER_ACTOR + 1)
+        left -= size
+    share = SLICES_PER_ACTOR * num_actors
+    assert len(sizes) <= share * (1 + math.log(max(num_tickets / share, 1))) + 1, "the driver remembers every task"

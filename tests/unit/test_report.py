@@ -151,7 +151,7 @@ def test_the_page_says_every_number(page) -> None:
         "Student retention of NDCG@10 0.979",
         "student overall retention ndcg@10 0.979 at least 0.990 FAIL",
         "student click ece 0.021 at most 0.050 pass",
-        "corpus v1 corpus0000000000 1,200 1,200 0 3.2",
+        "corpus v1 corpus0000000000 1.0.0+abcdef01 1,200 1,200 0 3.2",
         "1.0.0+abcdef01",
         "The gate passed.",
         NOTE,

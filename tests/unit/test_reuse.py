@@ -24,6 +24,7 @@ from preceptor.recipe import POLICY_DIR
 from preceptor.record import Record
 from tests.unit.labelling import (
     GOOD_FAKE,
+    NUM_ASKED,
     POLICY,
     Counting,
     Flaky,
@@ -67,7 +68,7 @@ def test_rewording_a_dimension_asks_that_dimension_alone(corpus: Record, tmp_pat
     policy = reworded(tmp_path / "policy", dimension="skills")
     out = tmp_path / "label" / "v2"
     assert label_forecast(GOOD_FAKE, policy=policy, corpus=corpus, out=out) == Forecast(
-        num_new=0, num_reused=40 * 6, num_stale=40
+        num_new=0, num_reused=40 * (NUM_ASKED - 1), num_stale=40
     )
 
     calibration = calibrate(
@@ -76,7 +77,7 @@ def test_rewording_a_dimension_asks_that_dimension_alone(corpus: Record, tmp_pat
     judge = Counting(dimensions=POLICY.rubric.names, judge_id="good")
     second = label(judge_config(), policy=policy, corpus=corpus, calibration=calibration, judge=judge, out=out)
     assert sorted(judge.asked) == sorted((pair["pair_id"], "skills") for pair in pool(40))
-    assert second.metrics["num_rows_reused"] == 40 * 6
+    assert second.metrics["num_rows_reused"] == 40 * (NUM_ASKED - 1)
     before, after = label_set(first), label_set(second)
     assert after.keys() == before.keys()
     assert all(after[row]["probs"] == pytest.approx(before[row]["probs"]) for row in before)
@@ -91,16 +92,16 @@ def test_new_pairs_are_all_that_is_asked_of_a_larger_pool(corpus: Record, tmp_pa
     shutil.copytree(corpus.path, grown.path)
     write_table(rows_to_table(pool(52)[40:], PAIRS), grown.path / "pairs" / "b.parquet", PAIRS)
     forecast = label_forecast(GOOD_FAKE, policy=POLICY_DIR, corpus=grown, out=tmp_path / "label" / "v2")
-    assert forecast == Forecast(num_new=12 * 7, num_reused=40 * 7, num_stale=0)
+    assert forecast == Forecast(num_new=12 * NUM_ASKED, num_reused=40 * NUM_ASKED, num_stale=0)
 
     judge = Counting(dimensions=POLICY.rubric.names, judge_id="good")
     calibration = replace(first, metrics={"judge_id": "good", "passed": True})
     out = tmp_path / "label" / "v2"
     second = label(judge_config(), policy=POLICY_DIR, corpus=grown, calibration=calibration, judge=judge, out=out)
     assert {pair_id for pair_id, _ in judge.asked} == {pair["pair_id"] for pair in pool(52)[40:]}
-    assert len(judge.asked) == 12 * 7
+    assert len(judge.asked) == 12 * NUM_ASKED
     before, after = label_set(first), label_set(second)
-    assert len(after) == 52 * 8
+    assert len(after) == 52 * (NUM_ASKED + 1)
     assert all(after[row] == before[row] for row in before if row[1] != OVERALL)
     # Derived anew, from probabilities that were stored in single precision.
     assert all(after[row]["probs"] == pytest.approx(before[row]["probs"]) for row in before if row[1] == OVERALL)
@@ -114,7 +115,7 @@ def test_what_another_judge_said_or_could_not_say_is_asked(corpus: Record, tmp_p
     assert {pair["pair_id"] for pair in pool(40)} <= {pair_id for pair_id, _ in other.asked}
 
     again = label_forecast(GOOD_FAKE, policy=POLICY_DIR, corpus=corpus, out=tmp_path / "label" / "v3")
-    assert again == Forecast(num_new=7, num_reused=39 * 7, num_stale=0)
+    assert again == Forecast(num_new=NUM_ASKED, num_reused=39 * NUM_ASKED, num_stale=0)
 
 
 def test_a_forecast_leaves_an_interrupted_run_as_it_is(corpus: Record, tmp_path: Path) -> None:
@@ -130,11 +131,11 @@ def test_a_forecast_leaves_an_interrupted_run_as_it_is(corpus: Record, tmp_path:
         )
     before = {file: file.read_bytes() for file in out.rglob("*") if file.is_file()}
     assert any(file.name.startswith("done-") for file in before)
-    assert label_forecast(GOOD_FAKE, **args) == Forecast(num_new=40 * 7, num_reused=0, num_stale=0)
+    assert label_forecast(GOOD_FAKE, **args) == Forecast(num_new=40 * NUM_ASKED, num_reused=0, num_stale=0)
     assert {file: file.read_bytes() for file in out.rglob("*") if file.is_file()} == before
 
 
 def test_a_finished_version_has_nothing_to_ask(corpus: Record, tmp_path: Path) -> None:
     record = labelled(corpus, tmp_path, GOOD_FAKE, "v1")
     forecast = label_forecast(GOOD_FAKE, policy=POLICY_DIR, corpus=corpus, out=record.path)
-    assert forecast == Forecast(num_new=0, num_reused=40 * 7, num_stale=0)
+    assert forecast == Forecast(num_new=0, num_reused=40 * NUM_ASKED, num_stale=0)

@@ -44,6 +44,8 @@ from preceptor.evaluation.metrics import (
     retention,
     rows_by_group,
 )
+from preceptor.golden.opener import open_holdout
+from preceptor.policy.seal import seal_of
 from preceptor.recipe import GateConfig
 from preceptor.record import Record, begin, write_json
 
@@ -92,6 +94,7 @@ def gate(
     relevance: Record | None,
     engagement: Record | None,
     student: Record | None,
+    policy: Path | None = None,
     out: Path,
 ) -> Record:
     """The record of a passed gate, after writing GATE_REPORT to `{out}/gate.parquet` and `{out}/plots.json`.
@@ -99,8 +102,10 @@ def gate(
     `relevance`, `engagement` and `student` are prediction stages with TEACHER_SCORES in `scores/`; rows of a missing
     one are left out, and so is the engagement teacher's NDCG, information only, where it did not score golden pairs.
     Raises GateFailed naming every missed threshold, at once on a rerun of the same work; the record is written all the
-    same, with ``metrics["passed"]`` False. Raises RecipeError for a threshold on something unknown or unmeasured,
-    InputError for holdout pairs without predictions.
+    same, with ``metrics["passed"]`` False. With `policy`, the folder whose golden the corpus carries, its holdout must
+    be the one that folder sealed (PolicyError); each opening is a line of ``openings.jsonl`` beside `out`, which a
+    rebuild of `out` does not delete. Raises RecipeError for a threshold on something unknown or unmeasured, InputError
+    for holdout pairs without predictions.
     """
     _check_known(config.thresholds, KNOWN, "gate thresholds know no")
     given = {"relevance_teacher": relevance, "engagement_teacher": engagement, "student": student}
@@ -108,7 +113,13 @@ def gate(
     run = begin("gate", config, out=out, inputs={"corpus": corpus, **inputs}, policy_version=corpus.policy_version)
     if run.record is not None:
         return _verdict(run.record)
-    holdout = read_holdout(corpus.path)
+    golden = open_holdout(
+        corpus.path / "golden",
+        policy=policy,
+        log=out.parent / "openings.jsonl",
+        why=f"gate {out.name} of {run.fingerprint}, corpus {corpus.fingerprint}",
+    )
+    holdout = read_holdout(corpus.path, golden)
     systems = {name: Predictions(file=record.path / "scores") for name, record in inputs.items()}
     of_golden, golden_plots = _measure_golden(config, holdout, systems)
     of_clicks, click_plots = _measure_actions(config, holdout, systems)
@@ -129,6 +140,7 @@ def gate(
             "num_thresholds": len(config.thresholds),
             "num_golden_pairs": holdout.golden.num_rows,
             "num_impressions": holdout.impressions.num_rows,
+            "holdout_rows": seal_of(golden).rows,
             "values": {item.name: _or_none(item.interval.value) for item in measured},
         },
     )

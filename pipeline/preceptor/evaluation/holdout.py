@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from preceptor.contracts import GOLDEN, IMPRESSIONS, NUM_GRADES, OVERALL, TEACHER_SCORES, iter_tables, read_table
+from preceptor.contracts import IMPRESSIONS, NUM_GRADES, OVERALL, TEACHER_SCORES, iter_tables, read_table
 from preceptor.errors import InputError, located
 from preceptor.evaluation.metrics import Floats, gain
 
@@ -68,9 +68,8 @@ class Predictions:
         return values.reshape(-1, width)
 
 
-def read_holdout(corpus: Path) -> Holdout:
-    """The sealed rows of a corpus directory; a table the source does not have is empty."""
-    golden = _read_rows(corpus / "golden", GOLDEN, split="holdout")
+def read_holdout(corpus: Path, golden: pa.Table) -> Holdout:
+    """The sealed rows of a corpus directory, `golden` as it was opened; a table the source does not have is empty."""
     return Holdout(
         golden=golden.filter(pc.equal(golden["dimension"], OVERALL)),
         impressions=_read_rows(corpus / "impressions", IMPRESSIONS, split="holdout"),

@@ -66,14 +66,23 @@ def quadratic_kappa(
     `truth` and `predicted` are whole grades below `num_grades`. NaN where both are one and the same constant.
     Source: Cohen, "Weighted kappa" (1968).
     """
-    observed = confusion(truth, predicted, weights, num_grades=num_grades)
-    chance = np.outer(observed.sum(axis=1), observed.sum(axis=0))
     grades = np.arange(num_grades)
     cost = (grades[:, None] - grades[None, :]) ** 2
-    by_chance = (cost * chance).sum()
-    if by_chance == 0:
-        return float("nan")
-    return float(1 - (cost * observed).sum() * observed.sum() / by_chance)
+    return float(kappa_of(confusion(truth, predicted, weights, num_grades=num_grades), cost))
+
+
+def kappa_of(observed: ArrayLike, cost: ArrayLike) -> Floats:
+    """Cohen's weighted kappa of each (..., G, G) confusion matrix, where cell (i, j) costs ``cost[i, j]``.
+
+    Costs |i - j| give linear, their squares quadratic kappa; costs of 1 across a threshold and 0 inside give kappa of
+    the grades cut in two there. NaN where chance agreement would cost nothing. Source: Cohen, "Weighted kappa" (1968).
+    """
+    counts, cost = _floats(observed), _floats(cost)
+    chance = counts.sum(axis=-1)[..., :, None] * counts.sum(axis=-2)[..., None, :]
+    by_chance = (cost * chance).sum(axis=(-2, -1))
+    found = (cost * counts).sum(axis=(-2, -1)) * counts.sum(axis=(-2, -1))
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(by_chance > 0, 1 - found / by_chance, np.nan)
 
 
 def confusion(

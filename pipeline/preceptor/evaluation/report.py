@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
 
+from preceptor.evaluation.agreement_sheets import agreement_sheets, judges_of
 from preceptor.evaluation.gate import AT_MOST, NDCG
 from preceptor.evaluation.sheets import sheets_of, write_text
 from preceptor.record import Record
@@ -52,7 +53,7 @@ class Chart:
 def headline(records: Mapping[str, Record], gate: pa.Table | None) -> tuple[Figure, ...]:
     """The run's headline figures, in the order of the pipeline; those of stages that did not run are left out."""
     figures = [
-        _judge_figure(name, records[stage]) for stage, name in _judges(records).items() if _kappa(records.get(stage))
+        _judge_figure(name, records[stage]) for stage, name in judges_of(records).items() if _kappa(records.get(stage))
     ]
     if "label" in records:
         record = records["label"]
@@ -68,13 +69,6 @@ def headline(records: Mapping[str, Record], gate: pa.Table | None) -> tuple[Figu
         if key in rows
     ]
     return tuple(figures)
-
-
-def _judges(records: Mapping[str, Record]) -> dict[str, str]:
-    """The calibration stages and whom each measured: a teacher only where a zero-shot judge was measured before it."""
-    if "zeroshot" in records:
-        return {"zeroshot": "Zero-shot judge", "calibrate": "Relevance teacher as judge"}
-    return {"calibrate": "Judge"}
 
 
 def summary_table(records: Mapping[str, Record], gate: pa.Table | None) -> Table:
@@ -124,7 +118,7 @@ def write_report(
         policies=list(dict.fromkeys(record.policy_version for record in records.values() if record.policy_version)),
         verdict=_verdict(records.get("gate")),
         figures=headline(records, gate),
-        sheets=sheets_of(records),
+        sheets=[*sheets_of(records), *agreement_sheets(records)],
         charts=list(_charts(records, gate, plots or {})),
         thresholds=[row for row in gate_rows if row["threshold"]],
         measurements=gate_rows,
@@ -154,7 +148,7 @@ def _charts(records: Mapping[str, Record], gate: pa.Table | None, plots: Mapping
                 f"their calibration errors stand in the table of measurements.",
                 svg=charts.reliability_chart(curves, name=f"reliability-{action}", action=action),
             )
-    for stage, judge in _judges(records).items():
+    for stage, judge in judges_of(records).items():
         counts = records[stage].metrics.get("confusion") if stage in records else None
         if counts:
             yield Chart(
@@ -218,6 +212,7 @@ def _stage_row(name: str, record: Record) -> dict[str, str]:
         "stage": name,
         "version": record.version,
         "fingerprint": record.fingerprint,
+        "policy": record.policy_version or "",
         "rows_in": f"{record.num_rows_in:,}",
         "rows_kept": f"{record.num_rows_kept:,}",
         "rows_rejected": f"{sum(record.rejected.values()):,}",

@@ -36,6 +36,15 @@ class Sheet:
         table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
         return f"# {self.title}\n\n{self.caption}\n\n{table}\n"
 
+    def text(self) -> str:
+        """The table for a terminal: title, caption, and columns that stand under their names."""
+        widths = [max(map(len, column)) for column in zip(self.header, *self.rows, strict=True)]
+        lines = [
+            "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+            for line in (self.header, *self.rows)
+        ]
+        return "\n".join([self.title, self.caption, *lines])
+
 
 def sheets_of(records: Mapping[str, Record]) -> tuple[Sheet, ...]:
     """The tables that the stages of `records` report, in their order."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -283,8 +284,8 @@ def _write(work: Work, ticket: Ticket, pairs: pa.Table, answers: Answers, held: 
         labels,
         rejects,
         num_pairs=pairs.num_rows,
-        num_asked=len(answers.replies),
-        num_reused=len(held),
+        asked=Counter(reply.dimension for reply in answers.replies),
+        reused=Counter(reply.dimension for reply in held),
         usage=answers.usage,
     )
     write_json(done_file(work, ticket), tally.to_json())

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from preceptor.contracts import GOLDEN, LABELS, NUM_GRADES, OVERALL, PAIRS, content_id, read_table
+from preceptor.contracts import LABELS, NUM_GRADES, OVERALL, PAIRS, content_id, read_table
 from preceptor.errors import InputError
-from preceptor.evaluation.metrics import bootstrap, confusion, quadratic_kappa
+from preceptor.golden import tuning_rows, without_holdout
+from preceptor.judge.agreement import EVERY_SLICE, Cell, agreement_table, cells_to_json
+from preceptor.judge.consistency import examined, sample_pairs, self_agreement
 from preceptor.judge.judges import open_judge
 from preceptor.judge.pool import lay_pool
 from preceptor.judge.replies import Judge
@@ -28,30 +26,8 @@ from preceptor.record import Record, begin
 
 SPLIT: Final = "calibration"
 
-_NUM_BOOTSTRAP: Final = 1000
-_SEED: Final = 17
 
-Grades = tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Agreement:
-    """Truth and judgement of one dimension, as (truth, predicted) grades of each query."""
-
-    dimension: str
-    by_query: Sequence[Grades]
-
-    @property
-    def truth(self) -> npt.NDArray[np.int64]:
-        """All true grades."""
-        return _joined([truth for truth, _ in self.by_query])
-
-    @property
-    def predicted(self) -> npt.NDArray[np.int64]:
-        """All judged grades, aligned with `truth`."""
-        return _joined([predicted for _, predicted in self.by_query])
-
-
+@without_holdout
 def calibrate(
     config: JudgeConfig,
     *,
@@ -67,7 +43,10 @@ def calibrate(
 
     It passes where the lower end of the 95 % interval of the overall quadratic-weighted kappa, bootstrapped by query,
     reaches `config.floor`; the record is written either way. Kappa is over the pairs that got a grade, and 0 where it
-    is undefined. With `teacher` the judge is that stage's ``model/``; `judge` stands in for the one `config` names.
+    is undefined. ``metrics["agreement"]`` holds every cell (`agreement_table`), ``metrics["consistency"]`` the judge's
+    agreement with itself. Labels that another version in `out`'s folder gave, and that still hold, are taken over;
+    ``metrics["reused"]`` and ``["asked"]`` count both by dimension. With `teacher` the judge is that stage's
+    ``model/``; `judge` stands in for the one `config` names.
     Raises InputError without calibration pairs, RejectCeilingError where too many replies hold no grade.
     """
     loaded = load_policy(policy)
@@ -79,7 +58,7 @@ def calibrate(
     device = judge if judge is not None else open_judge(config, loaded, teacher=teacher, model=model)
     pool = lay_pool([golden.select(PAIRS.names)], out / "pool", num_pairs=config.num_calibration_pairs)
     tally = judge_pool(
-        device,
+        examined(device, loaded, sample=sample_pairs(golden), out=out),
         pool,
         run=run,
         policy=loaded,
@@ -96,7 +75,12 @@ def calibrate(
         rejected=tally.rejected,
         metrics={
             **agreement_metrics(golden, labels, floor=config.floor),
+            "consistency": self_agreement(golden, labels, out),
             "num_pairs": tally.num_pairs,
+            "asked": dict(tally.asked),
+            "reused": dict(tally.reused),
+            "num_rows_asked": tally.num_asked,
+            "num_rows_reused": tally.num_reused,
             "label_mass": tally.label_mass / tally.num_labels if tally.num_labels else 0.0,
             "judge_id": device.judge_id,
         },
@@ -109,11 +93,9 @@ def calibration_rows(path: Path, *, num_pairs: int) -> pa.Table:
     Groups come in the order of a hash, so that a larger number extends the choice and any number samples all slices.
     The first group is always taken. InputError where golden has no calibration pair.
     """
-    golden = read_table(path, GOLDEN)
-    rows = golden.filter(pc.equal(golden.column("split"), SPLIT))
+    rows = tuning_rows(path, split=SPLIT)
     if not rows.num_rows:
-        have = ", ".join(sorted(set(golden.column("split").to_pylist()))) or "none"
-        raise InputError(f"{path}: no golden pair in split '{SPLIT}'; splits there: {have}. Add queries to golden.")
+        raise InputError(f"{path}: no golden pair in split '{SPLIT}'. Add queries to golden.")
     groups: dict[tuple[str, str], set[str]] = {}
     for pair in rows.select(["query_id", "profile_id", "pair_id"]).to_pylist():
         groups.setdefault((pair["query_id"], pair["profile_id"]), set()).add(pair["pair_id"])
@@ -126,52 +108,31 @@ def calibration_rows(path: Path, *, num_pairs: int) -> pa.Table:
 
 
 def agreement_metrics(golden: pa.Table, labels: pa.Table, *, floor: float) -> dict[str, Any]:
-    """Kappa with its interval, the verdict against `floor`, the 5 x 5 confusion (truth down) and kappa by dimension."""
-    found = {agreement.dimension: agreement for agreement in agreements(golden, labels)}
-    overall = found.get(OVERALL, Agreement(dimension=OVERALL, by_query=[]))
-    interval = bootstrap(_kappa, overall.by_query, num=_NUM_BOOTSTRAP, seed=_SEED)
-    low = _defined(interval.low)
-    counts = confusion(overall.truth, overall.predicted, num_grades=NUM_GRADES)
+    """Every cell of agreement, and of the overall grade: kappa with its interval, the verdict against `floor`, the
+    confusion (truth down) and, beside it, quadratic kappa by dimension."""
+    cells = agreement_table(golden, labels)
+    whole = {cell.dimension: cell for cell in cells if cell.slice == EVERY_SLICE}
     return {
-        "kappa": _defined(interval.value),
+        **_verdict(whole.get(OVERALL), floor=floor),
+        "per_dimension": {name: _defined(cell.quadratic.value) for name, cell in whole.items() if name != OVERALL},
+        "agreement": cells_to_json(cells),
+    }
+
+
+def _verdict(overall: Cell | None, *, floor: float) -> dict[str, Any]:
+    if overall is None:
+        nothing = [[0] * NUM_GRADES for _ in range(NUM_GRADES)]
+        kappas = {"kappa": 0.0, "kappa_low": 0.0, "kappa_high": 0.0}
+        return {**kappas, "floor": floor, "passed": floor <= 0.0, "confusion": nothing}
+    low = _defined(overall.quadratic.low)
+    return {
+        "kappa": _defined(overall.quadratic.value),
         "kappa_low": low,
-        "kappa_high": _defined(interval.high),
+        "kappa_high": _defined(overall.quadratic.high),
         "floor": floor,
         "passed": low >= floor,
-        "confusion": counts.astype(int).tolist(),
-        "per_dimension": {
-            name: _defined(_kappa(agreement.by_query)) for name, agreement in found.items() if name != OVERALL
-        },
+        "confusion": [list(line) for line in overall.confusion],
     }
-
-
-def agreements(golden: pa.Table, labels: pa.Table) -> list[Agreement]:
-    """Golden and judged grades of each dimension that both have, paired by pair and gathered by query."""
-    judged = {
-        (row["pair_id"], row["dimension"]): row["grade"]
-        for row in labels.select(["pair_id", "dimension", "grade"]).to_pylist()
-    }
-    gathered: dict[str, dict[str, list[tuple[int, int]]]] = {}
-    for row in golden.select(["pair_id", "query_id", "dimension", "grade"]).to_pylist():
-        grade = judged.get((row["pair_id"], row["dimension"]))
-        if grade is not None:
-            gathered.setdefault(row["dimension"], {}).setdefault(row["query_id"], []).append((row["grade"], grade))
-    return [
-        Agreement(
-            dimension=dimension,
-            by_query=[(np.array([t for t, _ in rows]), np.array([p for _, p in rows])) for rows in queries.values()],
-        )
-        for dimension, queries in gathered.items()
-    ]
-
-
-def _kappa(by_query: Sequence[Grades]) -> float:
-    truth = _joined([truth for truth, _ in by_query])
-    return quadratic_kappa(truth, _joined([predicted for _, predicted in by_query]), num_grades=NUM_GRADES)
-
-
-def _joined(parts: Sequence[npt.NDArray[np.int64]]) -> npt.NDArray[np.int64]:
-    return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
 
 
 def _defined(value: float) -> float:

@@ -71,11 +71,13 @@ class Dialect:
 
     limit: str = "max_tokens"
     top_logprobs: int = _TOP_LOGPROBS
+    temperature: float | None = 0.0
 
     def arguments(self, endpoint: Endpoint) -> dict[str, Any]:
         """A request's arguments in this dialect, apart from model and messages."""
         wanted = {"logprobs": True, "top_logprobs": self.top_logprobs} if self.top_logprobs else {}
-        return {self.limit: num_new_tokens(endpoint), "temperature": 0.0, **wanted}
+        drawn = {} if self.temperature is None else {"temperature": self.temperature}
+        return {self.limit: num_new_tokens(endpoint), **drawn, **wanted}
 
     def learn(self, sent: Mapping[str, Any], complaint: str) -> bool:
         """Whether `complaint` (a 400's text) about the arguments `sent` calls for asking again in other words."""
@@ -85,6 +87,10 @@ class Dialect:
             return True
         if "max_completion_tokens" in complaint and "max_tokens" in sent:
             self.limit = "max_completion_tokens"
+            return True
+        if "temperature" in complaint and "temperature" in sent:
+            # Models that reason before they answer often draw at one temperature of their own and take no other.
+            self.temperature = None
             return True
         return False
 
@@ -117,14 +123,23 @@ def open_client(endpoint: Endpoint) -> AsyncOpenAI:
     )
 
 
-async def ask(client: AsyncOpenAI, endpoint: Endpoint, dialect: Dialect, pace: Pace, chat: Chat) -> Verdict:
-    """The verdict on `chat`, after as many tries as it took.
+async def ask(
+    client: AsyncOpenAI,
+    endpoint: Endpoint,
+    dialect: Dialect,
+    pace: Pace,
+    chat: Chat,
+    *,
+    read: Callable[[Mapping[str, Any]], Verdict] | None = None,
+) -> Verdict:
+    """The verdict on `chat`, after as many tries as it took; `read` makes it of a body (a grade where it is None).
 
     Timeouts, lost connections, unreadable bodies, 408, 409, 429 and 5xx are tried `max_attempts` times, after
     Retry-After where the server sends it and otherwise after a wait that doubles and is jittered. A 429, or any answer
     with Retry-After, holds everybody at this `pace`. A further 429 is no failed try, twenty times, where the server has
     answered others since the one before: this request's turn has not come. Any other status is final.
     """
+    read = read or (read_reasoned if endpoint.rationale_tokens else read_grade)
     attempt, num_turns, usage = 0, 0, Usage()
     # How many answers there had been at the last 429.
     refused_at: int | None = None
@@ -135,8 +150,7 @@ async def ask(client: AsyncOpenAI, endpoint: Endpoint, dialect: Dialect, pace: P
             body = await _completion(client, endpoint, pace, chat, sent)
             # Before it is read: what cannot be read was billed all the same.
             usage += usage_of(body, endpoint.prices)
-            verdict = read_reasoned(body) if endpoint.rationale_tokens else read_grade(body)
-            return replace(verdict, attempt=attempt + 1, usage=usage)
+            return replace(read(body), attempt=attempt + 1, usage=usage)
         except Exception as error:
             fault = _fault_of(error, pace.clock)
         if fault.reason == "http 400" and dialect.learn(sent, fault.raw):

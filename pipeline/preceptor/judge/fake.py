@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from preceptor.contracts import NUM_GRADES, content_id
 from preceptor.judge.replies import NO_GRADE, Answers, Reply, Workers, asked_of, graded, rejected
-from preceptor.policy import ANSWER
+from preceptor.policy import ANSWER, Policy, prompt_hash
 
 _CONFIDENCE: Final = 0.8
 _LABEL_MASS: Final = 0.95
@@ -24,14 +24,18 @@ _LABEL_MASS: Final = 0.95
 class FakeJudge:
     """Grades by content hash, or from `known` grades by (pair_id, dimension); pairs in `poison` get prose for a reply.
 
-    `poison_share` poisons that share of all other pairs, also by hash. With `workers` it answers in Ray actors, as an
-    engine does; a block takes `latency_s` seconds. A pair in `deadly` kills the process that asks about it. What is
-    asked goes to the file `log`, a line of pair ids for each block.
+    Of the `known` grades, it gives the share `slips` one off, chosen by hash. With a `policy` all that is chosen by
+    hash depends on the wording too: where an anchor changes, other grades of its dimension slip. `poison_share` poisons
+    that share of all other pairs, also by hash. With `workers` it answers in Ray actors, as an engine does; a block
+    takes `latency_s` seconds. A pair in `deadly` kills the process that asks about it. What is asked goes to the file
+    `log`, a line of pair ids for each block.
     """
 
     dimensions: tuple[str, ...]
     judge_id: str = "fake"
     known: Mapping[tuple[str, str], int] = field(default_factory=dict)
+    slips: float = 0.0
+    policy: Policy | None = None
     poison: frozenset[str] = frozenset()
     poison_share: float = 0.0
     heads: tuple[str, ...] = ()
@@ -63,8 +67,11 @@ class FakeJudge:
         if pair_id in self.poison or _unit(pair_id, "poison") < self.poison_share:
             return rejected(pair_id, dimension, NO_GRADE, raw="As a fake judge I would rather not say.")
         grade = self.known.get((pair_id, dimension))
+        wording = () if self.policy is None else (prompt_hash(self.policy, dimension, asking=self.asking),)
         if grade is None:
-            grade = int(_unit(pair_id, dimension) * NUM_GRADES)
+            grade = int(_unit(pair_id, dimension, *wording) * NUM_GRADES)
+        elif _unit("slip", pair_id, dimension, *wording) < self.slips:
+            grade += 1 if grade == 0 or (grade < NUM_GRADES - 1 and _unit("way", pair_id, dimension) < 0.5) else -1
         spread = (1 - _CONFIDENCE) / (NUM_GRADES - 1)
         masses = [_LABEL_MASS * (_CONFIDENCE if each == grade else spread) for each in range(NUM_GRADES)]
         return graded(pair_id, dimension, masses)

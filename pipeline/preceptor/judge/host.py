@@ -56,6 +56,7 @@ def host(config: HostConfig, *, corpus: Record, teacher: Record, watch: Watch | 
         # A pair is scored or not: one head stands for all.
         dimensions=checkpoint.grade_heads[:1],
         engine=config.engine,
+        heads=tuple(checkpoint.heads),
     )
     pool = lay_pool([rows_to_table(pairs, PAIRS)], out / "pool", num_pairs=len(pairs))
     tally = judge_pool(judge, pool, run=run, policy=None, max_reject_share=config.max_reject_share, watch=watch)

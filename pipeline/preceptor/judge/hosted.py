@@ -35,18 +35,17 @@ class Checkpoint:
 
 @dataclass(frozen=True, kw_only=True)
 class HostedJudge:
-    """A relevance teacher as a judge: the softmax of each grade head in `dimensions`, with a label mass of 1."""
+    """A relevance teacher as a judge: the softmax of each grade head in `dimensions`, with a label mass of 1.
+
+    Of `heads` the raw logits come along.
+    """
 
     judge_id: str
     checkpoint: Checkpoint
     dimensions: tuple[str, ...]
     engine: EngineConfig
+    heads: tuple[str, ...] = ()
     asking: str = ""
-
-    @property
-    def heads(self) -> tuple[str, ...]:
-        """Every head of the checkpoint: their logits come along."""
-        return tuple(self.checkpoint.heads)
 
     @property
     def workers(self) -> Workers:
@@ -73,7 +72,7 @@ class HostedGrader:
         rows = pairs.to_pylist()
         found, usage = await answered(self.engine, [self._logits(pair) for pair in rows])
         logits = {
-            pair["pair_id"]: {name: values[where] for name, where in self.judge.checkpoint.heads.items()}
+            pair["pair_id"]: {name: values[self.judge.checkpoint.heads[name]] for name in self.judge.heads}
             for pair, values in zip(rows, found, strict=True)
             if not isinstance(values, Exception)
         }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -109,8 +110,12 @@ def _sampled(file: Path) -> tuple[str, str]:
 
 
 def prompt_hashes(judge: Judge, policy: Policy) -> dict[str, str]:
-    """The prompt hash of each dimension the judge is asked in words; a hosted teacher reads no prompt and has none."""
-    return {} if judge.heads else {name: prompt_hash(policy, name, asking=judge.asking) for name in judge.dimensions}
+    """The hash of what the policy says of each dimension, with the judge's own way of asking.
+
+    A tuned teacher reads no prompt, but its labels mean what the policy says: a dimension that is worded anew is stale
+    for it too.
+    """
+    return {name: prompt_hash(policy, name, asking=judge.asking) for name in judge.dimensions}
 
 
 def _hosted(config: JudgeConfig, teacher: Record) -> HostedJudge:
@@ -120,4 +125,20 @@ def _hosted(config: JudgeConfig, teacher: Record) -> HostedJudge:
     if not dimensions:
         have = ", ".join(checkpoint.grade_heads) or "none"
         raise InputError(f"{checkpoint.path}/config.json: no grade head for {sorted(wanted)}; it has: {have}.")
-    return HostedJudge(judge_id=teacher_id(teacher), checkpoint=checkpoint, dimensions=dimensions, engine=config.engine)
+    return HostedJudge(
+        judge_id=teacher_id(teacher),
+        checkpoint=checkpoint,
+        dimensions=dimensions,
+        engine=config.engine,
+        heads=tuple(checkpoint.heads),
+    )
+
+
+def live_teacher(config: JudgeConfig, policy: Policy, teacher: Record) -> HostedJudge:
+    """A tuned teacher that answers from its engine and keeps no logits, on the dimensions `policy` still has.
+
+    Its labels are those of the same teacher's stored logits, so that each may take over the other's.
+    """
+    judge = _hosted(config, teacher)
+    known = (*policy.rubric.names, OVERALL)
+    return replace(judge, heads=(), dimensions=tuple(name for name in judge.dimensions if name in known))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,6 +17,7 @@ import pyarrow.compute as pc
 from preceptor.capacity import PAIRS_PER_BLOCK, PAIRS_PER_SHARD
 from preceptor.contracts import PAIRS, iter_batches, parquet_files, read_parquet
 from preceptor.errors import InputError, JudgeRefused
+from preceptor.judge.agreement import EVERY_SLICE, cells_of_json
 from preceptor.judge.judges import open_judge
 from preceptor.judge.pool import Pool, lay_pool
 from preceptor.judge.replies import Judge
@@ -25,6 +28,9 @@ from preceptor.judge.watch import Watch
 from preceptor.policy import Policy, load_policy
 from preceptor.recipe import JudgeConfig
 from preceptor.record import Record, begin
+
+_TOLD_LENIENCY: Final = 0.1
+"""A mean difference of fewer grades than this is no direction."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +109,8 @@ def label(
             "label_mass": tally.label_mass / tally.num_labels if tally.num_labels else 0.0,
             "num_one_hot": tally.num_one_hot,
             "overall_grades": list(tally.overall_grades),
+            "asked": dict(tally.asked),
+            "reused": dict(tally.reused),
             "num_rows_asked": tally.num_asked,
             "num_rows_reused": tally.num_reused,
             **usage_metrics(tally),
@@ -145,15 +153,30 @@ def require_calibrated(judge: Judge, calibration: Record, policy: Policy) -> Non
         )
     if metrics["passed"]:
         return
-    by_dimension = metrics["per_dimension"]
-    worst = min(by_dimension, key=by_dimension.__getitem__) if by_dimension else None
-    weakest = f"; worst dimension '{worst}' ({by_dimension[worst]:.3f})" if worst is not None else ""
     raise JudgeRefused(
         f"judge {judge.judge_id} may not label: kappa {metrics['kappa']:.3f} "
         f"[{metrics['kappa_low']:.3f}, {metrics['kappa_high']:.3f}], the lower end is "
-        f"{metrics['floor'] - metrics['kappa_low']:.3f} under the floor {metrics['floor']:.3f}{weakest}. "
+        f"{metrics['floor'] - metrics['kappa_low']:.3f} under the floor {metrics['floor']:.3f}{_weakest(metrics)}. "
         "Tune a teacher on golden, sharpen that dimension's anchors, or choose a stronger judge."
     )
+
+
+def _weakest(metrics: Mapping[str, Any]) -> str:
+    """Which dimension agrees least, by how much, in which direction and in which slice, as far as it is measured."""
+    by_dimension = metrics["per_dimension"]
+    if not by_dimension:
+        return ""
+    worst = min(by_dimension, key=by_dimension.__getitem__)
+    said = f"; worst dimension '{worst}' ({by_dimension[worst]:.3f}"
+    cells = [cell for cell in cells_of_json(metrics.get("agreement", ())) if cell.dimension == worst]
+    for cell in cells:
+        if cell.slice == EVERY_SLICE and abs(cell.leniency) >= _TOLD_LENIENCY:
+            said += f", on average {abs(cell.leniency):.2f} grades too {'lenient' if cell.leniency > 0 else 'strict'}"
+    slices = [cell for cell in cells if cell.slice != EVERY_SLICE and math.isfinite(cell.quadratic.value)]
+    if len(slices) > 1:
+        lowest = min(slices, key=lambda cell: cell.quadratic.value)
+        said += f", lowest in slice '{lowest.slice}' ({lowest.quadratic.value:.3f})"
+    return f"{said})"
 
 
 def open_pool(corpus: Record, splits: Sequence[str], path: Path, *, pairs_per_block: int, pairs_per_shard: int) -> Pool:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Mapping
+from copy import copy
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -105,6 +106,12 @@ class EndpointGrader:
             tokens_per_minute=_share(endpoint.max_tokens_per_minute, endpoint.num_actors),
             clock=self.clock,
         )
+
+    def reading(self, judge: OpenAIJudge) -> EndpointGrader:
+        """A grader that asks as `judge` does, another policy perhaps, within this one's limits."""
+        other = copy(self)
+        other.judge = judge
+        return other
 
     async def grade(self, pairs: pa.Table) -> Answers:
         """A reply for every pair and dimension asked, and what the server said they took."""

@@ -1,23 +1,17 @@
-"""What a judge answers, and the one place where answers become LABELS, REJECTS and TEACHER_SCORES rows.
-
-D is the number of dimensions a rubric aggregates, G = 5 the number of grades.
-"""
+"""What a judge answers, and the one place where answers become LABELS, REJECTS and TEACHER_SCORES rows."""
 
 from __future__ import annotations
 
-import itertools
 import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import lru_cache, reduce
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 
 from preceptor.contracts import NUM_GRADES, OVERALL
+from preceptor.judge.overall import overall_probs
 
 if TYPE_CHECKING:
     from preceptor.policy import Rubric
@@ -213,27 +207,17 @@ def restricted(rubric: Rubric, dimensions: Sequence[str]) -> Rubric:
     )
 
 
-@lru_cache(maxsize=8)
-def overall_grades(rubric: Rubric) -> npt.NDArray[np.int64]:
-    """The overall grade of every combination of dimension grades, shape (G ** D,), last dimension fastest."""
-    names = [dimension.name for dimension in rubric.dimensions]
-    combinations = itertools.product(range(NUM_GRADES), repeat=len(names))
-    return np.array([rubric.aggregate(dict(zip(names, grades, strict=True))) for grades in combinations])
-
-
 def overall_reply(rubric: Rubric, pair_id: str, replies: Mapping[str, Reply]) -> Reply:
     """The overall reply that follows from one reply on each dimension of `rubric`.
 
-    The dimensions' distributions are taken as independent and enumerated exactly: each of the G ** D combinations adds
-    its probability to the overall grade it aggregates to. The label mass is the product of the dimensions', the
-    probability that all of them were grades.
+    The dimensions' distributions are taken as independent, and the overall grade's is exact. The label mass is the
+    product of the dimensions', the probability that all of them were grades.
     """
     missing = [d.name for d in rubric.dimensions if d.name not in replies or replies[d.name].probs is None]
     if missing:
         return rejected(pair_id, OVERALL, INCOMPLETE, raw=", ".join(missing))
     used = [replies[dimension.name] for dimension in rubric.dimensions]
-    joint = reduce(lambda left, right: np.multiply.outer(left, right).ravel(), (np.array(r.probs) for r in used))
-    probs = np.bincount(overall_grades(rubric), weights=joint, minlength=NUM_GRADES)
+    probs = overall_probs(rubric, {reply.dimension: reply.probs or () for reply in used})
     return Reply(
         pair_id=pair_id,
         dimension=OVERALL,
@@ -264,8 +248,8 @@ def label_rows(
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """LABELS rows and REJECTS rows: every reply is in exactly one of the two.
 
-    The id of a reject is ``pair_id/dimension``. `prompt_hashes` is by dimension; a dimension without a prompt of its
-    own (a teacher's head, a derived overall) has the empty hash.
+    The id of a reject is ``pair_id/dimension``. `prompt_hashes` is by dimension; one that is not asked for (a derived
+    overall) has the empty hash.
     """
     labels, rejects = [], []
     for reply in replies:

@@ -13,7 +13,10 @@ from preceptor.judge.replies import Usage, is_passing
 
 @dataclass(frozen=True, kw_only=True)
 class Tally:
-    """Rows by outcome. `label_mass` is a sum over labels; `num_asked` are the rows put to the judge, retries apart."""
+    """Rows by outcome. `label_mass` is a sum over labels; `num_asked` are the rows put to the judge, retries apart.
+
+    `asked` and `reused` are the rows put to the judge and those taken over, by dimension.
+    """
 
     num_pairs: int = 0
     num_asked: int = 0
@@ -24,6 +27,8 @@ class Tally:
     num_one_hot: int = 0
     overall_grades: tuple[int, ...] = (0,) * NUM_GRADES
     usage: Usage = field(default_factory=Usage)
+    asked: Mapping[str, int] = field(default_factory=dict)
+    reused: Mapping[str, int] = field(default_factory=dict)
 
     def __add__(self, other: Tally) -> Tally:
         return Tally(
@@ -36,6 +41,8 @@ class Tally:
             num_one_hot=self.num_one_hot + other.num_one_hot,
             overall_grades=tuple(a + b for a, b in zip(self.overall_grades, other.overall_grades, strict=True)),
             usage=self.usage + other.usage,
+            asked=dict(Counter(self.asked) + Counter(other.asked)),
+            reused=dict(Counter(self.reused) + Counter(other.reused)),
         )
 
     @property
@@ -79,20 +86,22 @@ def tally_rows(
     rejects: Iterable[Mapping[str, Any]],
     *,
     num_pairs: int,
-    num_asked: int,
-    num_reused: int,
+    asked: Mapping[str, int],
+    reused: Mapping[str, int],
     usage: Usage,
 ) -> Tally:
-    """The tally of LABELS and REJECTS rows."""
+    """The tally of LABELS and REJECTS rows; by dimension, `asked` were put to the judge and `reused` taken over."""
     overall = Counter(row["grade"] for row in labels if row["dimension"] == OVERALL)
     return Tally(
         num_pairs=num_pairs,
-        num_asked=num_asked,
-        num_reused=num_reused,
+        num_asked=sum(asked.values()),
+        num_reused=sum(reused.values()),
         num_labels=len(labels),
         rejected=dict(Counter(row["reason"] for row in rejects)),
         label_mass=sum(row["label_mass"] for row in labels),
         num_one_hot=sum(max(row["probs"]) == 1.0 for row in labels),
         overall_grades=tuple(overall.get(grade, 0) for grade in range(NUM_GRADES)),
         usage=usage,
+        asked=dict(asked),
+        reused=dict(reused),
     )

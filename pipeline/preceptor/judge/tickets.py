@@ -10,6 +10,7 @@ import json
 import queue
 import threading
 from collections.abc import Generator, Iterator, Sequence
+from itertools import accumulate
 from typing import Any, Final, cast
 
 import pyarrow as pa
@@ -22,8 +23,8 @@ from preceptor.judge.tally import Tally, tally_of
 MAX_RESTARTS: Final = 20
 """How often a worker may be started anew in one run: an engine that dies of everything must end the job."""
 
-MAX_TASKS: Final = 20_000
-"""Tasks that Ray is given at most: of a larger pool, each holds several tickets."""
+SLICES_PER_ACTOR: Final = 8
+"""A task takes this part of an actor's even share of the tickets left: many at first, single ones at the end."""
 
 Answered = tuple[Ticket, Tally | None]
 
@@ -58,13 +59,13 @@ def _through_ray(work: Work, workers: Workers, tickets: Sequence[Ticket]) -> Ite
             "block": pa.array([ticket.block for ticket in tickets], pa.int32()),
         }
     )
-    per_task = -(-rows.num_rows // MAX_TASKS)
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False
     # A tally comes back as soon as it is there, not when its task has filled a block of Ray's usual size.
     context.target_max_block_size = 1
     with ray.data.DataContext.current(context):
-        slices = [rows.slice(start, per_task) for start in range(0, rows.num_rows, per_task)]
+        sizes = task_sizes(rows.num_rows, workers.num_actors)
+        slices = [rows.slice(end - size, size) for end, size in zip(accumulate(sizes), sizes, strict=True)]
         answered = ray.data.from_arrow(slices).map_batches(
             BlockWorker,
             fn_constructor_args=(work, workers.blocks_in_flight),
@@ -83,6 +84,20 @@ def _through_ray(work: Work, workers: Workers, tickets: Sequence[Ticket]) -> Ite
     for batch in answered.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
         for row in cast(pa.Table, batch).to_pylist():
             yield ticket_of(row), tally_of(json.loads(row["tally"])) if row["tally"] else None
+
+
+def task_sizes(num_tickets: int, num_actors: int) -> list[int]:
+    """How many tickets each task holds; they add up to `num_tickets`, largest first and down to 1.
+
+    Guided self-scheduling (Polychronopoulos and Kuck, IEEE Trans. Computers C-36, 1987): no actor is left with much
+    when the others are done, and tasks grow with the logarithm of the tickets only, of which Ray's driver remembers
+    about 40 kB each.
+    """
+    sizes, left = [], num_tickets
+    while left:
+        sizes.append(-(-left // (SLICES_PER_ACTOR * num_actors)))
+        left -= sizes[-1]
+    return sizes
 
 
 def _watched(answered: Iterator[Answered], workers: Workers, work: Work) -> Iterator[Answered]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -65,13 +66,19 @@ class VllmGrader:
         self.judge = judge
         self.tokens = PromptTokens(AutoTokenizer.from_pretrained(judge.model))
         self.grade_tokens = grade_token_ids(self.tokens.tokenizer, judge.model)
-        self.ask = self._reasoned_reply if judge.rationale_tokens else self._reply
         self.engine = Engine(model=judge.model, config=judge.engine, task="generate")
+
+    def reading(self, judge: VllmJudge) -> VllmGrader:
+        """A grader that asks as `judge` does, another policy perhaps, in this one's engine."""
+        other = copy(self)
+        other.judge, other.tokens = judge, PromptTokens(self.tokens.tokenizer)
+        return other
 
     async def grade(self, pairs: pa.Table) -> Answers:
         """Answers to `pairs`; label mass is the true probability of the five digits."""
+        ask = self._reasoned_reply if self.judge.rationale_tokens else self._reply
         rows = list(in_waves(pairs.to_pylist(), self.judge.dimensions))
-        found, usage = await answered(self.engine, [self.ask(pair, name) for pair, name in rows])
+        found, usage = await answered(self.engine, [ask(pair, name) for pair, name in rows])
         return Answers(
             replies=tuple(
                 _failed(pair["pair_id"], name, reply) if isinstance(reply, Exception) else reply

@@ -1,7 +1,7 @@
 """The shipped golden pairs of policy/job_match: constructed from a seed region of their own.
 
-``python -m preceptor.market.golden [POLICY]`` writes them again. Their grader is 'market-truth': the truth of the
-synthetic market, nobody's judgement.
+``python -m preceptor.market.golden [POLICY]`` writes them again, with their counts and the holdout's seal. Their grader
+is 'market-truth': the truth of the synthetic market, nobody's judgement.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Final
 
 from preceptor.contracts import SPLITS
 from preceptor.errors import StageFailed
+from preceptor.golden.census import refresh
 from preceptor.market.groups import Candidate, generate_ask, generate_group
 from preceptor.policy import Rubric, load_policy
 from preceptor.recipe import POLICY_DIR
@@ -22,7 +23,7 @@ GRADER: Final = "market-truth"
 REGION: Final = "golden"
 """The seed region of golden pairs, disjoint from the pool's."""
 
-GOLDEN_SEED: Final = 2025
+GOLDEN_SEED: Final = 2026
 
 
 def write_golden(
@@ -30,7 +31,7 @@ def write_golden(
     *,
     num_queries: int = 220,
     train_documents: int = 8,
-    calibration_documents: int = 10,
+    calibration_documents: int = 14,
     holdout_documents: int = 20,
     seed: int = GOLDEN_SEED,
     out: Path | None = None,
@@ -75,5 +76,6 @@ def _write(file: Path, lines: Iterable[str]) -> Path:
 
 
 if __name__ == "__main__":
-    for written in write_golden(Path(sys.argv[1]) if len(sys.argv) > 1 else POLICY_DIR):
+    directory = Path(sys.argv[1]) if len(sys.argv) > 1 else POLICY_DIR
+    for written in (*write_golden(directory), *refresh(load_policy(directory))):
         print(written)

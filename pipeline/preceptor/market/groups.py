@@ -73,7 +73,10 @@ def generate_ask(index: int, *, seed: int, region: str = POOL) -> Ask:
     query, member = sample_ask(stream(seed, region, "ask", index))
     words = stream(seed, region, "words", index)
     return Ask(
-        query=query, member=member, query_text=query_text(query, words), profile_text=profile_text(member, words)
+        query=query,
+        member=member,
+        query_text=query_text(query, words),
+        profile_text=profile_text(member, words, wanted=query.role),
     )
 
 

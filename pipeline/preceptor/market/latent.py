@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, TypeVar
 
+from preceptor.market.industries import industries
 from preceptor.market.roles import LEVELS, REMOTE_FAMILIES, Catalogue, Role, catalogue
 
 Workplace = Literal["onsite", "hybrid", "remote"]
@@ -18,6 +19,8 @@ Employment = Literal["permanent", "contract", "temporary", "part time"]
 Holding = Literal["held", "in progress", "lapsed", "absent"]
 Tone = Literal["plain", "hype", "bait"]
 Style = Literal["title", "abbreviation", "title_place", "skills", "sentence", "aspirational"]
+Direction = Literal["up", "change", "learn", "steady"]
+Path = Literal["training", "progression", "leads", "steady", "ready"]
 
 STYLES: Final[tuple[Style, ...]] = ("title", "abbreviation", "title_place", "skills", "sentence", "aspirational")
 EMPLOYMENTS: Final[tuple[Employment, ...]] = ("permanent", "contract", "temporary", "part time")
@@ -64,7 +67,10 @@ class Place:
 
 @dataclass(frozen=True, kw_only=True)
 class Query:
-    """What the member asks for. `skills` are the ones the text names instead of a title (style skills)."""
+    """What the member asks for. `skills` are the ones the text names instead of a title (style skills).
+
+    An aspirational query says the `direction`: 'up', or 'change' into the work of `role`.
+    """
 
     style: Style
     role: str
@@ -72,6 +78,8 @@ class Query:
     place: str | None = None
     workplace: Workplace | None = None
     skills: tuple[str, ...] = ()
+    industry: str | None = None
+    direction: Direction | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +87,8 @@ class Member:
     """Who asks. `role` is the work they do now, `past` work they left; `pay` is wanted, in thousands a year.
 
     `holdings` pairs a credential with how it is held; a credential not listed is one the profile is silent about.
+    `industry` was worked in, `wished` is looked for, `refused` is ruled out. `direction` is where the career is to go:
+    up, into the work of the query ('change'), to more learning, or on with the work in hand and no team ('steady').
     """
 
     role: str
@@ -90,13 +100,18 @@ class Member:
     workplace: Workplace | None = None
     pay: int | None = None
     employment: Employment | None = None
+    industry: str | None = None
+    wished: str | None = None
+    refused: str | None = None
+    direction: Direction | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Posting:
     """What is offered. `pay` is a range in thousands a year.
 
-    `mention` is a role and `asides` are skills that the text names without offering or requiring them.
+    `mention` is a role and `asides` are skills that the text names without offering or requiring them. `path` is what
+    the posting says of the way on: training, promotion, a team to lead, none to lead, or no training at all ('ready').
     """
 
     role: str
@@ -112,6 +127,8 @@ class Posting:
     perks: tuple[str, ...] = ()
     mention: str | None = None
     asides: tuple[str, ...] = ()
+    industry: str | None = None
+    path: Path | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +139,9 @@ class Want:
     level: int | None
     place: str | None
     workplace: Workplace | None
+    industry: str | None
+    refused: str | None
+    direction: Direction | None
 
 
 def want_of(query: Query, member: Member) -> Want:
@@ -131,6 +151,9 @@ def want_of(query: Query, member: Member) -> Want:
         level=member.level if query.level is None else query.level,
         place=query.place or member.place,
         workplace=query.workplace or member.workplace,
+        industry=query.industry or member.wished or member.industry,
+        refused=member.refused if query.industry is None else None,
+        direction=query.direction or member.direction,
     )
 
 
@@ -149,7 +172,8 @@ def sample_ask(rng: random.Random) -> tuple[Query, Member]:
     known = catalogue()
     role = known.roles[rng.choice(list(known.roles))]
     style = rng.choice(STYLES)
-    member = _sample_member(rng, role, known=known, changes_work=style == "aspirational")
+    changes_work = rng.random() < (0.6 if style == "aspirational" else 0.05)
+    member = _sample_member(rng, role, known=known, style=style, changes_work=changes_work)
     return _sample_query(rng, role, style, member), member
 
 
@@ -170,12 +194,22 @@ def _sample_query(rng: random.Random, role: Role, style: Style, member: Member) 
         place=place,
         workplace="remote" if asks_remote else None,
         skills=subset(rng, role.skills, 3) if style == "skills" else (),
+        industry=_sample_industry(rng, role) if style in ("title", "sentence") and rng.random() < 0.15 else None,
+        direction=_asked_direction(role, member) if style == "aspirational" else None,
     )
 
 
-def _sample_member(rng: random.Random, wanted: Role, *, known: Catalogue, changes_work: bool) -> Member:
+def _asked_direction(role: Role, member: Member) -> Direction:
+    return "up" if member.role == role.name else "change"
+
+
+def _sample_industry(rng: random.Random, role: Role) -> str:
+    return rng.choice(industries().settings[role.family])
+
+
+def _sample_member(rng: random.Random, wanted: Role, *, known: Catalogue, style: Style, changes_work: bool) -> Member:
     current = wanted
-    if changes_work and rng.random() < 0.6:
+    if changes_work:
         near = known.related(wanted.name, 3) or known.related(wanted.name, 2)
         current = known.roles[rng.choice(near)]
     level = rng.choices(range(len(LEVELS)), weights=(1, 3, 5, 4, 2))[0]
@@ -186,6 +220,9 @@ def _sample_member(rng: random.Random, wanted: Role, *, known: Catalogue, change
     workplace: Workplace | None = None
     if wanted.family in REMOTE_FAMILIES and rng.random() < 0.35:
         workplace = rng.choice(("remote", "hybrid"))
+    worked_in = _sample_industry(rng, current) if rng.random() < 0.75 else None
+    wished = _sample_industry(rng, wanted) if rng.random() < 0.2 else None
+    refused = _sample_industry(rng, wanted) if rng.random() < 0.3 else None
     return Member(
         role=current.name,
         level=None if rng.random() < 0.08 else level,
@@ -196,7 +233,21 @@ def _sample_member(rng: random.Random, wanted: Role, *, known: Catalogue, change
         workplace=workplace,
         pay=round(wanted.typical_pay(level) * rng.uniform(0.92, 1.05)) if rng.random() < 0.75 else None,
         employment=rng.choices(EMPLOYMENTS, weights=(6, 1, 1, 2))[0] if rng.random() < 0.5 else None,
+        industry=worked_in,
+        wished=wished,
+        refused=None if refused in (worked_in, wished) else refused,
+        direction=_sample_direction(rng, level, style=style, changes_work=current is not wanted),
     )
+
+
+def _sample_direction(rng: random.Random, level: int, *, style: Style, changes_work: bool) -> Direction | None:
+    """A wish of the profile; an aspirational query has said its own."""
+    if style == "aspirational":
+        return None
+    if changes_work:
+        return "change"
+    wishes: tuple[Direction, ...] = ("up", "learn", "steady")
+    return rng.choices(wishes, weights=(0 if level == len(LEVELS) - 1 else 3, 2, 2))[0] if rng.random() < 0.5 else None
 
 
 def _sample_holdings(rng: random.Random, role: Role) -> tuple[tuple[str, Holding], ...]:

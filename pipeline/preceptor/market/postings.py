@@ -7,10 +7,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Final, Literal
 
+from preceptor.market.industries import industries
 from preceptor.market.latent import (
     CITIES,
     EMPLOYMENTS,
+    Direction,
     Member,
+    Path,
     Place,
     Posting,
     Query,
@@ -136,9 +139,10 @@ def _suited(rng: random.Random, role_name: str, query: Query, member: Member) ->
     else:
         credentials, skills = role.needs, subset(rng, role.skills, 3)
     brand = rng.choice(BRANDS) if rng.random() < 0.15 else None
+    stated_level = level if rng.random() < 0.9 else None
     return Posting(
         role=role_name,
-        level=level if rng.random() < 0.9 else None,
+        level=stated_level,
         skills=skills,
         credentials=credentials,
         place=_place_near(rng, want),
@@ -150,7 +154,44 @@ def _suited(rng: random.Random, role_name: str, query: Query, member: Member) ->
         perks=subset(rng, PERKS, 1) if rng.random() < 0.15 else (),
         mention=rng.choice(list(catalogue().roles)) if rng.random() < 0.35 else None,
         asides=subset(rng, rng.choice(list(catalogue().roles.values())).skills, 2) if rng.random() < 0.5 else (),
+        industry=_industry_near(rng, want, role.family) if rng.random() < 0.7 else None,
+        path=_path_suited(rng, want.direction, stated_level) if rng.random() < 0.6 else None,
     )
+
+
+def _industry_near(rng: random.Random, want: Want, family: str) -> str:
+    """The industry wanted, or at times another that the work is found in and the member does not rule out."""
+    if want.industry is not None and rng.random() < 0.65:
+        return want.industry
+    return rng.choice([name for name in industries().settings[family] if name != want.refused])
+
+
+_SUITED: Final[Mapping[Direction, tuple[Path, ...]]] = {
+    "up": ("progression", "leads"),
+    "change": ("training",),
+    "learn": ("training", "progression"),
+    "steady": ("steady",),
+}
+
+
+def _path_suited(rng: random.Random, direction: Direction | None, level: int | None) -> Path:
+    """A way on that a posting of this level may promise, more often than not one that the member wants."""
+    likely = _likely_paths(level)
+    suited = [path for path in likely if direction is not None and path in _SUITED[direction]]
+    return rng.choice(suited if suited and rng.random() < 0.7 else likely)
+
+
+_PATH_LEVELS: Final[Mapping[Path, range]] = {
+    "steady": range(5),
+    "training": range(3),
+    "leads": range(3, 5),
+    "progression": range(4),
+    "ready": range(1, 5),
+}
+
+
+def _likely_paths(level: int | None) -> list[Path]:
+    return [path for path, levels in _PATH_LEVELS.items() if (2 if level is None else level) in levels]
 
 
 def _fitting_skills(rng: random.Random, role: Role, member: Member) -> tuple[str, ...]:
@@ -270,6 +311,29 @@ def _hype(rng: random.Random, posting: Posting, query: Query, member: Member) ->
     return replace(posting, tone="hype", perks=subset(rng, PERKS, 1))
 
 
+def _other_industry(rng: random.Random, posting: Posting, query: Query, member: Member) -> Posting:
+    """One that the member rules out; or another than the one wanted, as often a related one as any other."""
+    want = want_of(query, member)
+    if want.refused is not None and rng.random() < 0.5:
+        return replace(posting, industry=want.refused)
+    known, wanted = industries(), want.industry
+    others = [name for name in known.settings[catalogue().roles[posting.role].family] if name != wanted]
+    related = [name for name in known.words if wanted is not None and known.relation(wanted, name) in (2, 3)]
+    return replace(posting, industry=rng.choice(related if related and rng.random() < 0.5 else others))
+
+
+def _ruled_out(rng: random.Random, posting: Posting, query: Query, member: Member) -> Posting:
+    """The industry that the member rules out; where there is none, out of reach instead."""
+    refused = want_of(query, member).refused
+    return _far(rng, posting, query, member) if refused is None else replace(posting, industry=refused)
+
+
+def _other_path(rng: random.Random, posting: Posting, query: Query, member: Member) -> Posting:
+    wish = want_of(query, member).direction
+    suited = () if wish is None else _SUITED[wish]
+    return replace(posting, path=rng.choice([path for path in _likely_paths(posting.level) if path not in suited]))
+
+
 _MINOR: Final[tuple[Change, ...]] = (
     _other_level,
     _town,
@@ -278,5 +342,7 @@ _MINOR: Final[tuple[Change, ...]] = (
     _other_type,
     _vague,
     _hype,
+    _other_industry,
+    _other_path,
 )
-_FATAL: Final[tuple[Change, ...]] = (_wrong_level, _far, _unheld)
+_FATAL: Final[tuple[Change, ...]] = (_wrong_level, _far, _unheld, _ruled_out)

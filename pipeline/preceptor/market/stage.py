@@ -15,9 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from preceptor import errors
-from preceptor.contracts import GOLDEN, IMPRESSIONS, OVERALL, PAIRS, rows_to_table, write_table
+from preceptor.contracts import GOLDEN, IMPRESSIONS, OVERALL, PAIRS, SPLITS, rows_to_table, write_table
 from preceptor.errors import PreceptorError, StageFailed
 from preceptor.market import clicks
 from preceptor.market.groups import Candidate, Group, generate_pairs, generate_request
@@ -43,10 +44,13 @@ def market(config: MarketConfig, *, policy: Path, out: Path) -> Record:
     from preceptor.policy import load_golden, load_policy
 
     loaded = load_policy(policy)
+    # Before `begin`, which may clear what an earlier run left: golden that is refused must cost nothing.
+    golden = load_golden(policy / "golden", loaded)
     run = begin("market", config, out=out, policy_version=loaded.version)
     if run.record is not None:
         return run.record
-    write_table(load_golden(policy / "golden", loaded), out / "golden" / "part-000000.parquet", GOLDEN)
+    for split in SPLITS:  # A file each, so that the holdout's can be sealed from what tunes a judge.
+        write_table(golden.filter(pc.equal(golden["split"], split)), out / "golden" / f"{split}.parquet", GOLDEN)
     num_requests = config.num_requests + config.num_holdout_requests
     tally = _stream(partial(pairs_chunk, config=config, policy=loaded, out=out), config.num_queries, CHUNK_QUERIES)
     tally += _stream(partial(requests_chunk, config=config, policy=loaded, out=out), num_requests, CHUNK_REQUESTS)

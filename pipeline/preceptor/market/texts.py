@@ -9,7 +9,8 @@ import random
 import re
 from typing import Final
 
-from preceptor.market.latent import Employment, Member, Place, Posting, Query, Workplace
+from preceptor.market.industries import industries
+from preceptor.market.latent import Direction, Employment, Member, Path, Place, Posting, Query, Workplace
 from preceptor.market.roles import catalogue
 
 _YEARS: Final = ((0, 0), (1, 2), (3, 5), (6, 10), (11, 18))
@@ -57,6 +58,19 @@ _WISH: Final[dict[Workplace, tuple[str, ...]]] = {
     "hybrid": ("hybrid or remote only", "not full-time office"),
     "remote": ("remote only", "must be WFH"),
 }
+_DIRECTION: Final[dict[Direction, tuple[str, ...]]] = {
+    "up": ("wants promotion", "ready to step up", "wants more responsibility"),
+    "change": ("moving into {} work", "retraining as {}"),
+    "learn": ("wants training", "hopes to qualify further"),
+    "steady": ("wants no team to manage", "prefers to stay hands-on"),
+}
+_PATH: Final[dict[Path, tuple[str, ...]]] = {
+    "training": ("full training given", "training & exams paid"),
+    "progression": ("clear promotion path", "we promote from within"),
+    "leads": ("manages a team of 5", "leads 6 people"),
+    "steady": ("hands-on, no team to manage", "no people to manage"),
+    "ready": ("no training given", "no time to train anyone"),
+}
 
 
 def query_text(query: Query, rng: random.Random) -> str:
@@ -71,7 +85,7 @@ def query_text(query: Query, rng: random.Random) -> str:
     elif query.style == "sentence":
         said = rng.choice(_SENTENCES).format(title=title)
     elif query.style == "aspirational":
-        said = rng.choice(_ASPIRATIONS).format(title=title)
+        said = rng.choice(_ASPIRATIONS["up" if query.direction == "up" else "change"]).format(title=title)
     else:
         said = title
     if query.level is not None:
@@ -80,6 +94,8 @@ def query_text(query: Query, rng: random.Random) -> str:
             if query.style == "aspirational"
             else _leveled(said, query.level, rng)
         )
+    if query.industry is not None:
+        said += f" {rng.choice(industries().words[query.industry])} sector"
     if query.workplace == "remote":
         said += rng.choice((" remote", " WFH", " work from home"))
     if query.place is not None:
@@ -94,37 +110,52 @@ _SENTENCES: Final = (
     "who is hiring a {title}",
     "start soon as {title}",
 )
-_ASPIRATIONS: Final = (
-    "want to become a {title}",
-    "next step: {title}",
-    "move into {title} role",
-    "ready to be a {title}",
-    "switch to {title}",
-)
+_ASPIRATIONS: Final[dict[Direction, tuple[str, ...]]] = {
+    "change": ("want to become a {title}", "move into {title} work", "switch to {title}", "retrain as {title}"),
+    "up": ("next step: {title}", "step up to {title}", "promotion to {title}"),
+}
 _ASPIRED: Final = ("at trainee level", "at junior level", "at mid level", "at senior level", "at lead level")
 
 
-def profile_text(member: Member, rng: random.Random) -> str:
-    """The member in about 25 to 35 words: work, level, skills, licences, place, wishes."""
+def profile_text(member: Member, rng: random.Random, *, wanted: str) -> str:
+    """The member in about 20 to 35 words: work, level, skills, industry, licences, direction, place, wishes."""
     role = catalogue().roles[member.role]
     parts = [_introduction(role.titles, member.level, rng)]
     skills = ", ".join(_skill(skill, rng) for skill in member.skills)
     parts.append(rng.choice(("{}", "Good at {}", "Skills: {}", "Done {}")).format(skills))
     if member.past is not None:
         parts.append(rng.choice(_PASTS).format(rng.choice(catalogue().roles[member.past].titles)))
+    if member.industry is not None:
+        named = rng.choice(industries().words[member.industry])
+        parts.append(rng.choice(("{} background", "Worked in {} sector")).format(named))
     parts += [_holding(name, state, rng) for name, state in member.holdings]
+    parts += _hopes(member, wanted, rng)
     wishes = [member.place] if member.place else []
     if member.workplace is not None:
         wishes.append(rng.choice(_WISH[member.workplace]))
-    wanted = [rng.choice(_EMPLOYMENT[member.employment])] if member.employment else []
+    terms = [rng.choice(_EMPLOYMENT[member.employment])] if member.employment else []
     if member.pay is not None:
-        wanted.append(rng.choice(("{}k", "£{}k+", "£{},000")).format(member.pay))
+        terms.append(rng.choice(("{}k", "£{}k+", "£{},000")).format(member.pay))
     if wishes:
         parts.append(", ".join(wishes))
-    if wanted:
-        parts.append(rng.choice(("Wants {}", "After {}", "Looking for {}")).format(", ".join(wanted)))
+    if terms:
+        parts.append(rng.choice(("Wants {}", "After {}", "Looking for {}")).format(", ".join(terms)))
     text = ". ".join(_capital(part) for part in parts) + "."
     return _misspell(_abbreviate(text, rng, share=0.25), rng, share=0.02)
+
+
+def _hopes(member: Member, wanted: str, rng: random.Random) -> list[str]:
+    """Where the member wants to go; `wanted` is the role that a change of work leads to."""
+    parts = []
+    if member.direction is not None:
+        title = rng.choice(catalogue().roles[wanted].titles)
+        parts.append(rng.choice(_DIRECTION[member.direction]).format(title))
+    sectors = []
+    if member.wished is not None:
+        sectors.append(f"wants {rng.choice(industries().words[member.wished])} sector")
+    if member.refused is not None:
+        sectors.append(f"{rng.choice(('not', 'no'))} {rng.choice(industries().words[member.refused])}")
+    return [*parts, *([", ".join(sectors)] if sectors else [])]
 
 
 _PASTS: Final = ("Before that {}", "Used to be a {}", "Left {} work", "Was {} in the past")
@@ -154,7 +185,7 @@ def _holding(name: str, state: str, rng: random.Random) -> str:
 
 
 def posting_text(posting: Posting, rng: random.Random) -> str:
-    """The posting in about 30 to 45 words: title, place, work, skills, licences, pay; perks and noise between."""
+    """The posting in about 30 to 45 words: title, place, sector, work, skills, licences, pay, the way on; and noise."""
     role = catalogue().roles[posting.role]
     title = rng.choice(role.titles)
     if posting.level is not None and (posting.level != 2 or rng.random() < 0.5):
@@ -163,13 +194,16 @@ def posting_text(posting: Posting, rng: random.Random) -> str:
     if posting.brand is not None:
         opening += f" at {posting.brand}"
     where = [*_where(posting.place, rng), *([rng.choice(_WORKPLACE[posting.workplace])] if posting.workplace else [])]
-    parts = [", ".join([opening, *where])]
+    sector = [f"{rng.choice(industries().words[posting.industry])} sector"] if posting.industry else []
+    parts = [", ".join([opening, *where, *sector])]
     parts += _work(posting, role.duties, rng)
     if posting.skills:
         skills = ", ".join(_skill(skill, rng) for skill in posting.skills)
         parts.append(rng.choice(("Must have {}", "Needs {}", "You bring {}", "Required: {}")).format(skills))
     parts += _requirements(posting, rng)
     parts += _terms(posting, rng)
+    if posting.path is not None:
+        parts.append(rng.choice(_PATH[posting.path]))
     if posting.asides:
         named = rng.choice((" or ", ", ")).join(_skill(skill, rng) for skill in posting.asides)
         parts.append(rng.choice(_ASIDES).format(named))

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
 from preceptor.contracts import OVERALL
-from preceptor.market.latent import Member, Place, Posting, Query, Want, want_of
+from preceptor.market.industries import industries
+from preceptor.market.latent import Member, Path, Place, Posting, Query, Want, want_of
 from preceptor.market.roles import catalogue
 
 if TYPE_CHECKING:
@@ -29,8 +30,10 @@ def grade(query: Query, member: Member, posting: Posting) -> dict[str, int]:
         "skills": _skills(member.skills, posting.skills),
         "seniority": _seniority(want.level, posting.level),
         "credentials": _credentials(dict(member.holdings), posting.credentials),
+        "industry": _industry(want, posting.industry),
         "place": _place(want, posting),
         "pay": _pay(member, posting),
+        "direction": _direction(want, member, posting),
         "quality": _quality(posting),
     }
 
@@ -53,12 +56,24 @@ _REASONS: Final[Mapping[str, tuple[str, ...]]] = {
     "skills": ("no required skill shown", "few required skills shown", "half the skills, or none stated", "small gap"),
     "seniority": ("three or more levels apart", "two levels apart", "one level below", "one level above or unstated"),
     "credentials": ("required licence not held", "licence lapsed", "licence not mentioned", "licence in progress"),
+    "industry": (
+        "industry ruled out",
+        "industry unrelated",
+        "industry of the same group",
+        "close industry or unstated",
+    ),
     "place": ("out of reach", "workplace refused", "long commute or hybrid", "same area or place unstated"),
     "pay": (
         "wrong type and pay far below",
         "wrong type or pay far below",
         "pay somewhat below",
         "pay or type unstated",
+    ),
+    "direction": (
+        "leads away from the wish",
+        "hardly a step towards the wish",
+        "says nothing of the wish",
+        "part of the way or no wish stated",
     ),
     "quality": ("bait", "hype hides the work", "vague", "a gap or two"),
 }
@@ -82,6 +97,14 @@ def _seniority(wanted: int | None, offered: int | None) -> int:
 
 def _credentials(holdings: Mapping[str, str], required: tuple[str, ...]) -> int:
     return min((_HOLDING_GRADE[holdings.get(name)] for name in required), default=4)
+
+
+def _industry(want: Want, offered: str | None) -> int:
+    if offered is not None and offered == want.refused:
+        return 0
+    if offered is None or want.industry is None:
+        return 3
+    return industries().relation(want.industry, offered)
 
 
 def _place(want: Want, posting: Posting) -> int:
@@ -117,6 +140,42 @@ def _pay(member: Member, posting: Posting) -> int:
         return 2
     type_unstated = member.employment is not None and posting.employment is None
     return 3 if ratio is None or type_unstated else 4
+
+
+def _direction(want: Want, member: Member, posting: Posting) -> int:
+    if want.direction is None:
+        return 3
+    if want.direction == "change":
+        return _change(want.role, member.role, posting)
+    if want.direction == "up":
+        return _up(member.level, posting)
+    return _WISHED_PATHS[want.direction].get(posting.path, 2)
+
+
+_WISHED_PATHS: Final[Mapping[str, Mapping[Path | None, int]]] = {
+    "learn": {"training": 4, "progression": 3, "steady": 1, "ready": 0},
+    "steady": {"steady": 4, "training": 3, "progression": 1, "leads": 0},
+}
+"""The direction grade by what the posting says of the way on; 2 where it says nothing that bears on the wish."""
+
+
+def _change(wanted: str, left: str, posting: Posting) -> int:
+    """Into the work of `wanted`, out of the work of `left`."""
+    relation = catalogue().relation(wanted, posting.role)
+    if posting.role == left or relation == 0:
+        return 0
+    if relation >= 3:
+        return {"training": 4, "ready": 2}.get(posting.path or "", 3)
+    return relation + (relation == 2 and posting.path == "training")
+
+
+def _up(level: int | None, posting: Posting) -> int:
+    above = 0 if level is None or posting.level is None else posting.level - level
+    if above < 0:
+        return 1 if posting.path == "progression" else 0
+    if above > 0 or posting.path == "leads":
+        return 4
+    return {"progression": 3, "steady": 1}.get(posting.path or "", 2)
 
 
 def _quality(posting: Posting) -> int:

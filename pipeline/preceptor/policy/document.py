@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -14,6 +15,8 @@ from preceptor.policy.rubric import Rubric, read_rubric
 RUBRIC: Final = "rubric.toml"
 DOCUMENT: Final = "policy.md"
 PRECEDENTS: Final = "precedents.jsonl"
+FILES: Final = (RUBRIC, DOCUMENT, PRECEDENTS)
+"""What a policy's version covers, in the order of its hash."""
 GOLDEN_DIR: Final = "golden"
 
 
@@ -42,7 +45,11 @@ def read_policy(path: Path) -> tuple[Policy | None, tuple[Finding, ...]]:
 
     Precedents that cannot be read are left out of the policy and stand in the findings.
     """
-    texts = {name: read_text(path / name) for name in (RUBRIC, DOCUMENT, PRECEDENTS)}
+    return policy_of({name: read_text(path / name) for name in FILES}, path)
+
+
+def policy_of(texts: Mapping[str, str], path: Path) -> tuple[Policy | None, tuple[Finding, ...]]:
+    """What `read_policy` returns, of the texts of FILES by name; `path` says in messages where they come from."""
     rubric, findings = read_rubric(texts[RUBRIC], path / RUBRIC)
     if rubric is None:
         return None, findings
@@ -61,7 +68,7 @@ def read_policy(path: Path) -> tuple[Policy | None, tuple[Finding, ...]]:
         rubric=rubric,
         document=texts[DOCUMENT],
         precedents=precedents,
-        version=f"{rubric.version}+{content_id(*texts.values())[:8]}",
+        version=f"{rubric.version}+{content_id(*(texts[name] for name in FILES))[:8]}",
     )
     return policy, (*precedent_findings, *shown_findings)
 

@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from preceptor.contracts import GOLDEN, OVERALL, SPLITS, make_pair, rows_to_table
 from preceptor.errors import PolicyError
-from preceptor.policy.document import Policy
+from preceptor.policy.document import PRECEDENTS, RUBRIC, Policy
 from preceptor.policy.findings import Finding, error_at, read_text, refuse
 from preceptor.policy.jsonl import grade_problems, key_problems, read_lines
+from preceptor.policy.precedents import Precedent
 from preceptor.policy.rubric import Rubric
+from preceptor.policy.sealed import is_sealed
+from preceptor.policy.similar import words_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -41,20 +44,25 @@ def load_golden(path: Path, policy: Policy) -> pa.Table:
     """A GOLDEN table, one row for each pair and graded dimension, in the files' order with the rubric's order inside.
 
     `path` is a directory of ``*.jsonl`` files or one of them. PolicyError with file and line where a line breaks its
-    contract, a pair stands twice, or a query stands in two splits.
+    contract, is graded by nobody the rubric declares, stands twice, or is a precedent, or a query stands in two splits.
     """
     files = golden_files(path)
     if not files:
         raise PolicyError(f"{path}: no golden *.jsonl file here. Generate or add one, or check the path.")
     pairs, findings = read_golden(files, policy.rubric)
-    refuse(findings)
+    refuse((*findings, *precedent_leaks(pairs, policy.precedents)))
     order = (*policy.rubric.names, OVERALL)
     return rows_to_table((row for pair in pairs for row in _rows(pair, order)), GOLDEN)
 
 
 def golden_files(path: Path) -> tuple[Path, ...]:
-    """The golden files at `path`, sorted by name; none where there is nothing."""
-    return (path,) if path.is_file() else tuple(sorted(path.glob("*.jsonl")))
+    """The golden files at `path`, sorted by name; none where there is nothing.
+
+    Of a folder, those that are sealed now are left out: what tunes a judge sees train and calibration.
+    """
+    if path.is_file():
+        return (path,)
+    return tuple(file for file in sorted(path.glob("*.jsonl")) if not is_sealed(file))
 
 
 def read_golden(files: Iterable[Path], rubric: Rubric) -> tuple[tuple[GoldenPair, ...], tuple[Finding, ...]]:
@@ -76,6 +84,12 @@ def _problems(raw: Mapping[str, Any], rubric: Rubric) -> Iterator[str]:
         yield f"'reason' must be text or null, got {raw['reason']!r}."
     if isinstance(raw.get("split"), str) and raw["split"] not in SPLITS:
         yield f"unknown split '{raw['split']}'. Splits are {', '.join(SPLITS)}."
+    grader = raw.get("grader_id")
+    # Two who agreed, or were adjudicated, stand together: ann+lee.
+    unknown = set(grader.split("+")) - {*rubric.graders} if rubric.graders and isinstance(grader, str) else set()
+    if unknown:
+        declared = ", ".join(rubric.graders)
+        yield f"unknown grader '{min(unknown)}'. {RUBRIC} declares: {declared}. Mend it, or add it to [golden] graders."
     yield from grade_problems(raw, rubric, required=(OVERALL,))
 
 
@@ -89,6 +103,19 @@ def _golden_pair(raw: Mapping[str, Any], file: Path, line: int) -> GoldenPair:
         reason=raw["reason"],
         policy_version=raw["policy_version"],
     )
+
+
+def precedent_leaks(pairs: Iterable[GoldenPair], precedents: Iterable[Precedent]) -> tuple[Finding, ...]:
+    """An error at each golden pair that is a precedent too, whatever its case, spacing and punctuation."""
+    decided = {words_of(item.query, item.profile, item.document): item for item in precedents}
+    findings = []
+    for pair in pairs:
+        same = decided.get(words_of(pair.pair["query"], pair.pair["profile"], pair.pair["document"]))
+        if same is not None:
+            place = f"'{same.id}' ({PRECEDENTS}:{same.line})"
+            message = f"golden pair is also precedent {place}, which a judge may be shown. Remove one of them."
+            findings.append(error_at(pair.file, pair.line, message))
+    return tuple(findings)
 
 
 def _duplicates(pairs: Iterable[GoldenPair]) -> Iterator[Finding]:

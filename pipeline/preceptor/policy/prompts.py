@@ -81,7 +81,22 @@ def num_tokens_about(policy: Policy, dimension: str) -> int:
     The SmolLM2 tokenizer makes 1.57 to 1.60 tokens of a word of the shipped policy; good enough to warn by.
     """
     asked = messages(policy, dimension, query="", profile="", document="")
-    return round(sum(len(message["content"].split()) for message in asked) * TOKENS_PER_WORD)
+    return _tokens_about(*(message["content"] for message in asked))
+
+
+def prompt_parts(policy: Policy) -> dict[str, int]:
+    """About how many tokens each part takes that all prompts carry: instructions, dimensions, shown precedents."""
+    rubric = policy.rubric
+    by_id = {precedent.id: precedent for precedent in policy.precedents}
+    return {
+        "instructions": _tokens_about(rubric.instructions),
+        **{f"dimension '{item.name}'": _tokens_about(_dimension_text(item)) for item in rubric.dimensions},
+        **{f"precedent '{shown}'": _tokens_about(_precedent_text(by_id[shown], rubric)) for shown in rubric.shown},
+    }
+
+
+def _tokens_about(*texts: str) -> int:
+    return round(sum(len(text.split()) for text in texts) * TOKENS_PER_WORD)
 
 
 def _asked(policy: Policy, dimension: str, *, pair: str, asking: str) -> list[dict[str, str]]:

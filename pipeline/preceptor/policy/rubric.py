@@ -15,20 +15,22 @@ from typing import Any, Final
 from preceptor.contracts import NUM_GRADES, OVERALL
 from preceptor.errors import PolicyError
 from preceptor.policy.findings import Finding, error_at
-from preceptor.policy.toml_lines import TomlLines
+from preceptor.policy.toml_lines import TomlLines, toml_problem
 
 RULE: Final = "weighted-mean-half-down-then-caps"
 """The one aggregation rule this version knows, as it must be written in ``[aggregation] rule``."""
 
-_SEMVER = re.compile(r"\d+\.\d+\.\d+")
+_SEMVER = re.compile(r"(0|[1-9]\d*)(\.(0|[1-9]\d*)){2}")
 _NAME = re.compile(r"[a-z][a-z_]*")
 _KEYS: Final[dict[str, tuple[str, ...]]] = {
-    "rubric.toml": ("name", "version", "grades", "prompt", "aggregation", "dimension"),
+    "rubric.toml": ("name", "version", "grades", "prompt", "aggregation", "dimension", "golden"),
+    "[golden]": ("graders",),
     "[prompt]": ("instructions", "overall_question", "precedents", "max_tokens"),
     "[aggregation]": ("rule", "caps"),
     "a cap": ("dimension", "at_most", "overall"),
     "[[dimension]]": ("name", "title", "question", "weight", "anchors"),
 }
+_OPTIONAL: Final = ("golden",)
 
 Problems = Iterator[tuple[int | None, str]]
 
@@ -56,7 +58,8 @@ class Cap:
 @dataclass(frozen=True, kw_only=True)
 class Rubric:
     """A checked rubric.toml. `grade_names[grade]` names the five grades; `shown` holds the ids of the precedents that
-    every prompt carries, in order; `max_prompt_tokens` is the length above which lint warns."""
+    every prompt carries, in order; `max_prompt_tokens` is the length above which lint warns; `graders` are those whose
+    golden grades count, empty where the rubric declares none and anybody's do."""
 
     name: str
     version: str
@@ -67,6 +70,7 @@ class Rubric:
     overall_question: str
     shown: tuple[str, ...]
     max_prompt_tokens: int
+    graders: tuple[str, ...] = ()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -85,30 +89,47 @@ class Rubric:
 
         Other keys, such as 'overall', are ignored. PolicyError where a dimension has no grade.
         """
-        weights, total = self._whole_weights
-        try:
-            weighted = sum([weight * grades[name] for name, weight in weights])
-        except KeyError:
-            missing = ", ".join(name for name in self.names if name not in grades)
-            raise PolicyError(f"the overall grade needs every dimension; no grade for {missing}. Grade it.") from None
+        missing = ", ".join(name for name in self.names if name not in grades)
+        if missing:
+            raise PolicyError(f"the overall grade needs every dimension; no grade for {missing}. Grade it.")
+        rated = {name: grades[name] for name in self.names}
+        return min(self.rounded(self.weighted(rated)), *(self.cap(name, grade) for name, grade in rated.items()))
+
+    def weighted(self, grades: Mapping[str, int]) -> int:
+        """The sum of `grades`, some or all of the dimensions', each times its weight as a whole number."""
+        return sum(self._whole_weights[name] * grade for name, grade in grades.items())
+
+    def rounded(self, weighted: int) -> int:
+        """The grade nearest to the mean that `weighted`, the sum over all dimensions, stands for; a half goes down."""
+        total = self._total_weight
         # ceil(weighted / total - 1/2), in whole numbers.
-        overall = -((total - 2 * weighted) // (2 * total))
-        for cap in self.caps:
-            if cap.overall < overall and grades[cap.dimension] <= cap.at_most:
-                overall = cap.overall
-        return overall
+        return -((total - 2 * weighted) // (2 * total))
+
+    def cap(self, dimension: str, grade: int) -> int:
+        """The highest overall grade that the caps allow where `dimension` has `grade`."""
+        found = [cap.overall for cap in self.caps if cap.dimension == dimension and grade <= cap.at_most]
+        return min(found, default=NUM_GRADES - 1)
+
+    def contradiction(self, grades: Mapping[str, int]) -> str | None:
+        """How `grades` contradict the aggregation rule; None where they follow it or leave a dimension ungraded."""
+        if not grades.keys() >= {*self.names, OVERALL}:
+            return None
+        derived = self.aggregate(grades)
+        if derived == grades[OVERALL]:
+            return None
+        return f"overall is {grades[OVERALL]}, but the aggregation rule gives {derived}. Mend a grade, or the rule."
 
     @cached_property
-    def _whole_weights(self) -> tuple[tuple[tuple[str, int], ...], int]:
-        """Each dimension's weight as a whole number, and their sum.
+    def _whole_weights(self) -> Mapping[str, int]:
+        """Each dimension's weight as a whole number, because a mean of exactly 2.5 must round down on every machine,
+        whatever the weights. A weight is taken as it is written: 0.1 is a tenth, not the nearest binary fraction."""
+        fractions = {dimension.name: Fraction(repr(dimension.weight)) for dimension in self.dimensions}
+        shared = math.lcm(*(fraction.denominator for fraction in fractions.values()))
+        return {name: int(fraction * shared) for name, fraction in fractions.items()}
 
-        Whole, because a mean of exactly 2.5 must round down on every machine, whatever the weights; prepared once,
-        because a table of all 5^7 grades takes 3.75 s with fractions.
-        """
-        fractions = [Fraction(dimension.weight) for dimension in self.dimensions]
-        shared = math.lcm(*(fraction.denominator for fraction in fractions))
-        whole = [int(fraction * shared) for fraction in fractions]
-        return tuple(zip(self.names, whole, strict=True)), sum(whole)
+    @cached_property
+    def _total_weight(self) -> int:
+        return sum(self._whole_weights.values())
 
 
 def read_rubric(text: str, file: Path) -> tuple[Rubric | None, tuple[Finding, ...]]:
@@ -116,9 +137,7 @@ def read_rubric(text: str, file: Path) -> tuple[Rubric | None, tuple[Finding, ..
     try:
         raw = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
-        at = re.search(r"at line (\d+)", str(error))
-        line = int(at.group(1)) if at else len(text.splitlines())
-        return None, (error_at(file, line, f"not valid TOML: {error}. Mend the line, or a quote left open before it."),)
+        return None, (error_at(file, *toml_problem(error, text)),)
     lines = TomlLines.of(text)
     findings = tuple(error_at(file, line, message) for line, message in _problems(raw, lines))
     return (None if findings else _build(raw)), findings
@@ -139,6 +158,7 @@ def _build(raw: Mapping[str, Any]) -> Rubric:
         overall_question=prompt["overall_question"],
         shown=tuple(prompt["precedents"]),
         max_prompt_tokens=prompt["max_tokens"],
+        graders=tuple(raw.get("golden", {}).get("graders", ())),
     )
 
 
@@ -166,12 +186,13 @@ def _problems(raw: Mapping[str, Any], lines: TomlLines) -> Problems:
             line = lines.key(lines.table("[[dimension]]", index), "name")
             yield line, f"two dimensions are named '{name}'. Rename or remove one."
     yield from _aggregation_problems(raw.get("aggregation", {}), names, lines)
+    yield from _golden_problems(raw.get("golden", {}), lines)
 
 
 def _keys(raw: Mapping[str, Any], table: str, lines: TomlLines, start: int) -> Problems:
     known = _KEYS[table]
     for key in known:
-        if key not in raw:
+        if key not in raw and key not in _OPTIONAL:
             yield start or None, f"{table} has no '{key}'. Add it."
     for key in raw:
         if key not in known:
@@ -259,6 +280,22 @@ def _aggregation_problems(aggregation: Any, names: list[Any], lines: TomlLines) 
         for key in ("at_most", "overall"):
             if key in cap and not is_grade(cap[key]):
                 yield line, f"a cap's '{key}' must be a grade, 0 to 4, got {cap[key]!r}."
+
+
+def _golden_problems(golden: Any, lines: TomlLines) -> Problems:
+    start = lines.table("[golden]")
+    if not isinstance(golden, dict):
+        yield lines.key(0, "golden"), "[golden] must be a table."
+        return
+    if not golden and not start:
+        return
+    yield from _keys(golden, "[golden]", lines, start)
+    graders = golden.get("graders", ["-"])
+    if not isinstance(graders, list) or not all(isinstance(item, str) and item.strip() for item in graders):
+        yield lines.key(start, "graders"), f"'graders' must be a list of names, got {graders!r}."
+    elif not graders or len({*graders}) < len(graders):
+        rule = "must name each grader once, at least one"
+        yield lines.key(start, "graders"), f"'graders' {rule}, got {graders!r}. Mend it, or remove the table."
 
 
 def is_grade(value: object) -> bool:

@@ -99,6 +99,19 @@ class Ranker(nn.Module):
         ).last_hidden_state
         return self.classifier.score(hidden_1TH[0].index_select(0, batch.ends_N)).float()
 
+    @property
+    def policy_version(self) -> str | None:
+        """Version and content hash of the policy it was trained under; None for a model that learns from clicks alone.
+
+        It stands in config.json as `preceptor_policy_version`, and travels with every copy of the weights.
+        """
+        return getattr(self.classifier.config, "preceptor_policy_version", None)
+
+    def set_policy_version(self, version: str | None) -> None:
+        """Say in config.json under which policy it is trained."""
+        if version is not None:
+            self.classifier.config.preceptor_policy_version = version
+
     def save(self, target: Path, tokenizer: Any) -> None:
         """Write a standard Hugging Face directory that transformers and vLLM load unchanged."""
         self.classifier.save_pretrained(target)

@@ -7,6 +7,7 @@ checks itself when it is built and raises RecipeError.
 
 from preceptor.recipe.compute import BackboneConfig, EngineConfig, ScoringConfig, TrainConfig
 from preceptor.recipe.judges import JudgeConfig
+from preceptor.recipe.refinement import Budget, RefineConfig, ReflectionConfig
 from preceptor.recipe.sources import (
     CORPUS_FIELDS,
     STYLE_NEEDS,
@@ -29,6 +30,7 @@ __all__ = [
     "STYLE_NEEDS",
     "BackboneConfig",
     "Blend",
+    "Budget",
     "CorporaConfig",
     "CorpusFile",
     "DistillConfig",
@@ -43,6 +45,8 @@ __all__ = [
     "PairSet",
     "QueryStyle",
     "Recipe",
+    "RefineConfig",
+    "ReflectionConfig",
     "ScoringConfig",
     "Source",
     "TeacherConfig",

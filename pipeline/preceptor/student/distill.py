@@ -103,6 +103,7 @@ def _train(
     student, tokenizer = _start(config, teacher, relevance, (*grade_heads([OVERALL]), *action_heads(actions)))
     num_student = _layer_parameters(student)
     initial = run.out / "initial"
+    student.set_policy_version(run.policy_version)
     student.save(initial, tokenizer)
     del teacher, student
     result = fit(

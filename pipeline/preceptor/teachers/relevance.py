@@ -11,7 +11,6 @@ import pyarrow as pa
 
 from preceptor.contracts import (
     EXAMPLES,
-    GOLDEN,
     LABELS,
     NUM_GRADES,
     OVERALL,
@@ -21,6 +20,7 @@ from preceptor.contracts import (
     write_table,
 )
 from preceptor.errors import InputError
+from preceptor.golden import tuning_rows
 from preceptor.policy import load_policy
 from preceptor.recipe import TeacherConfig
 from preceptor.record import Record, StageRun, begin
@@ -91,6 +91,7 @@ def train_teacher(
     heads = grade_heads(head_names) if kind == "grade" else action_heads(head_names)
     ranker, tokenizer = init_ranker(config.backbone, resolve_backbone(config.backbone.source), heads)
     num_parameters = sum(weight.numel() for weight in ranker.parameters())
+    ranker.set_policy_version(run.policy_version)
     ranker.save(initial, tokenizer)
     del ranker
     objective = (
@@ -120,4 +121,5 @@ def train_teacher(
 
 
 def _golden_rows(folder: Path) -> list[dict[str, Any]]:
-    return [row for row in read_table(folder, GOLDEN).to_pylist() if row["split"] == "train"]
+    rows: list[dict[str, Any]] = tuning_rows(folder, split="train").to_pylist()
+    return rows

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
-from preceptor.bundle import TOLERANCE, DocumentScore, Reader
+from preceptor.bundle import TOLERANCE, Blend, DocumentScore, Reader
 from preceptor.errors import StageFailed
 from preceptor_serve.engine.caches import ByteCache
 from preceptor_serve.engine.forward import forward
@@ -74,6 +74,10 @@ class Engine:
     @property
     def policy_version(self) -> str:
         return self.reader.policy_version
+
+    @property
+    def blend(self) -> Blend:
+        return self.reader.blend
 
     def submit(self, query: str, profile: str, documents: Sequence[str]) -> Future[tuple[DocumentScore, ...]]:
         """The scores of `documents`, in time. Cancelling the future takes what has not been computed off the queue."""

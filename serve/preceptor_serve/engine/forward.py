@@ -112,12 +112,12 @@ def _last_layer(hidden_TH: Tensor, layer: LastLayer, index: int, shared: _Pass) 
     normed_TH = student.kernels.norm(hidden_TH, layer.norms.input_H, shape.epsilon)
     states_TXE = layer.key_value(normed_TH).unflatten(1, (-1, shape.width))
     key_TKE, value_TKE = states_TXE.split(shape.num_key_heads, dim=1)
-    key_TKE = student.kernels.turn(_head_normed(key_TKE, layer.norms.key_E, shape), packed.positions_T, student.turns_XE)
+    key_TKE = student.kernels.turn(
+        _head_normed(key_TKE, layer.norms.key_E, shape), packed.positions_T, student.turns_XE
+    )
     query_NAE = layer.query(normed_TH.index_select(0, packed.ends_N)).unflatten(1, (-1, shape.width))
     positions_N = packed.positions_T.index_select(0, packed.ends_N)
-    query_NAE = student.kernels.turn(
-        _head_normed(query_NAE, layer.norms.query_E, shape), positions_N, student.turns_XE
-    )
+    query_NAE = student.kernels.turn(_head_normed(query_NAE, layer.norms.query_E, shape), positions_N, student.turns_XE)
     _keep_prefixes(key_TKE, value_TKE, index, shared)
     out_NX = hidden_TH.new_empty(packed.ends_N.shape[0], shape.query_size)
     for piece, states in zip(packed.pieces, shared.states, strict=True):

@@ -58,7 +58,9 @@ def ranking_gap(reference: Scoring, candidate: Scoring, requests: Sequence[Ranke
     num_pairs = num_swapped = num_telling = num_telling_swapped = 0
     largest = 0.0
     for request in requests:
-        sides = (scorer.score_afresh(request.query, request.profile, request.documents) for scorer in (reference, candidate))
+        sides = (
+            scorer.score_afresh(request.query, request.profile, request.documents) for scorer in (reference, candidate)
+        )
         left, right = ([score.score for score in side] for side in sides)
         largest = max([largest, *(abs(a - b) for a, b in zip(left, right, strict=True))])
         for one, other in combinations(range(len(left)), 2):

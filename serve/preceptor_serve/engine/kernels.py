@@ -112,9 +112,7 @@ class QuantisedLinear:
         scale_T1 = torch.empty(x_TI.shape[0], 1, dtype=torch.float32)
         self._library.dynamic_scaled_int8_quant(quantised_TI, x_TI, scale_T1, None)
         out_TO = x_TI.new_empty(x_TI.shape[0], self._num_out)
-        self._library.onednn_scaled_mm(
-            out_TO, quantised_TI, scale_T1, None, None, self._bias_O, self._handle.number
-        )
+        self._library.onednn_scaled_mm(out_TO, quantised_TI, scale_T1, None, None, self._bias_O, self._handle.number)
         return out_TO
 
 

@@ -15,7 +15,7 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from preceptor.bundle import TOLERANCE, DocumentScore, Reader, load_bundle
+from preceptor.bundle import TOLERANCE, Blend, DocumentScore, Reader, load_bundle
 from preceptor.errors import InputError, StageFailed
 from preceptor_serve.engine.caches import ByteCache
 from preceptor_serve.engine.jobs import Desk, Job, Logits, new_job
@@ -50,6 +50,10 @@ class VllmEngine:
     @property
     def policy_version(self) -> str:
         return self.reader.policy_version
+
+    @property
+    def blend(self) -> Blend:
+        return self.reader.blend
 
     def submit(self, query: str, profile: str, documents: Sequence[str]) -> Future[tuple[DocumentScore, ...]]:
         """The scores of `documents`, in time. Cancelling the future aborts what vLLM has not computed."""

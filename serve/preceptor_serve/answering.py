@@ -1,0 +1,122 @@
+"""Between a parsed request and the scorers: its time, its key's share, one call for all parts, checked scores back."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+
+from fastapi import Request
+
+from preceptor.bundle import Blend
+from preceptor_serve.blending import OutOfBounds, blended
+from preceptor_serve.metrics import Metrics
+from preceptor_serve.pace import Pace
+from preceptor_serve.reading import Ask, blend_refused
+from preceptor_serve.schema import BlendWeights, DocumentResult, Limits, Refusal, ScoreAnswer
+from preceptor_serve.scorer import Answer, AsyncScorer, TooLate, checked
+
+
+@dataclass(frozen=True, kw_only=True)
+class Desk:
+    """What answers requests in one edge process."""
+
+    scorer: AsyncScorer
+    limits: Limits
+    metrics: Metrics
+    pace: Pace
+    clock: Callable[[], float]
+
+    async def answer(self, request: Request, asks: Sequence[Ask], *, deadline_s: float | None) -> list[Answer]:
+        """An answer for each of `asks`, its scores checked; all or none.
+
+        Refusal 429 where they cannot be there in `deadline_s` from the request's head, or where its key has had its
+        documents of this minute. BadScore where an answer must not be sent.
+        """
+        work = sum(ask.num_chars for ask in asks)
+        num_documents = sum(len(ask.documents) for ask in asks)
+        left_s = None if deadline_s is None else deadline_s - (self.clock() - request.state.started_s)
+        if left_s is not None:
+            self.pace.require(work, left_s=left_s)
+        if (holder := getattr(request.state, "holder", None)) is not None:
+            holder.spend_documents(num_documents)
+        self.metrics.sent(num_documents)
+        try:
+            with self.pace.under_way(work):
+                answers = await _within(left_s, self.scorer, asks)
+        finally:
+            self.metrics.came_back(num_documents)
+        sound = [
+            replace(answer, scores=checked(answer.scores, num_documents=len(ask.documents)))
+            for ask, answer in zip(asks, answers, strict=True)
+        ]
+        self.metrics.scored(num_documents)
+        return sound
+
+
+async def _within(left_s: float | None, scorer: AsyncScorer, asks: Sequence[Ask]) -> list[Answer]:
+    try:
+        async with asyncio.timeout(left_s):
+            return await _all_of(scorer, asks)
+    except TimeoutError as error:
+        raise TooLate("not answered by its deadline") from error
+
+
+async def _all_of(scorer: AsyncScorer, asks: Sequence[Ask]) -> list[Answer]:
+    """The answers to `asks`, which replicas work on side by side; the first failure calls the others off."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(scorer.score(ask.query, ask.profile, ask.documents)) for ask in asks]
+    except BaseExceptionGroup as failures:
+        raise failures.exceptions[0] from None
+    return [task.result() for task in tasks]
+
+
+def to_answer(ask: Ask, ids: Sequence[str | None], answer: Answer, *, inside: str) -> ScoreAnswer:
+    """`answer` in the API's shape, under the blend that `ask` wants; `inside` is where `ask` stood in its body."""
+    ranking = ask.blend or answer.identity.blend
+    try:
+        results = [
+            DocumentResult(
+                index=index,
+                id=name,
+                score=score.score if ask.blend is None else blended(score, ask.blend),
+                expected_grade=score.expected_grade,
+                grade_probs=list(score.grade_probs),
+                actions=dict(score.actions),
+            )
+            for index, (name, score) in enumerate(zip(ids, answer.scores, strict=True))
+        ]
+    except OutOfBounds as error:
+        raise blend_refused(error, inside=inside) from None
+    return ScoreAnswer(
+        bundle_id=answer.identity.bundle_id,
+        policy_version=answer.identity.policy_version,
+        blend=weights_of(ranking),
+        results=results,
+    )
+
+
+def weights_of(blend: Blend | None) -> BlendWeights | None:
+    """`blend` in the API's shape. Not validated: a bundle's own blend may lie outside what a request may ask."""
+    return None if blend is None else BlendWeights.model_construct(**asdict(blend))
+
+
+async def read_body(request: Request, *, limits: Limits) -> bytes:
+    """The request's body; Refusal 413 as soon as it is declared, or turns out, too large, 408 where it stays out."""
+    max_bytes = limits.max_body_bytes
+    refusal = Refusal(413, "body_too_large", f"A body may have {max_bytes} bytes. Send fewer or shorter documents.")
+    declared = request.headers.get("content-length", "")
+    if declared.isascii() and declared.isdigit() and len(declared) < 20 and int(declared) > max_bytes:
+        raise refusal
+    body = bytearray()
+    try:
+        async with asyncio.timeout(limits.body_timeout_s):
+            async for chunk in request.stream():
+                if len(body) + len(chunk) > max_bytes:
+                    raise refusal
+                body += chunk
+    except TimeoutError:
+        message = f"The body did not arrive within {limits.body_timeout_s:g} s. Send it in one go."
+        raise Refusal(408, "body_timeout", message) from None
+    return bytes(body)

@@ -1,0 +1,177 @@
+"""/v1/rerank and /v2/rerank: requests in the shape of Cohere's and Jina's APIs, best document first.
+
+Fields that those APIs know and this scorer has no use for are accepted, and named in ``meta.warnings``. Any other
+unknown field is refused, because a misspelt `profile` would change the order without a sign.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Final
+
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, JsonValue, Tag, TypeAdapter, WithJsonSchema
+
+from preceptor.bundle import Blend
+from preceptor_serve.blending import blended, total_weight
+from preceptor_serve.schema import BlendWeights, DeadlineMs, Refusal, RequestId, Text
+from preceptor_serve.scorer import Answer
+
+IGNORED: Final = (
+    "max_chunks_per_doc",
+    "max_tokens_per_doc",
+    "overlap_tokens",
+    "priority",
+    "relevant_spans",
+    "return_embeddings",
+    "truncate",
+    "truncation",
+    "user",
+)
+
+
+_DOCUMENT_SCHEMA: Final[dict[str, Any]] = {
+    "type": "object",
+    "description": "A document: its text, or the fields that rank_fields names; other fields come back unread.",
+    "properties": {"text": {"type": "string"}},
+    "additionalProperties": True,
+}
+
+
+def _kind(value: object) -> str | None:
+    if isinstance(value, str):
+        return "str"
+    return "object" if isinstance(value, dict) else None
+
+
+class RerankRequest(BaseModel):
+    """A query, the documents to order for it, and the member's `profile`, which the other APIs do not have.
+
+    `model` is not used to choose: one bundle is served, and the answer names it. A document is a string or an object
+    with a `text`; `rank_fields` names other fields to read, in their order. Fields named in `meta.warnings` of the
+    answer had no effect.
+    """
+
+    model_config = ConfigDict(
+        strict=True,
+        extra="forbid",
+        frozen=True,
+        protected_namespaces=(),
+        json_schema_extra={
+            "example": {
+                "model": "preceptor",
+                "query": "night nurse part time",
+                "profile": "Registered nurse, 6 years on surgical wards, wants nights near Leeds.",
+                "documents": ["Dental receptionist.", {"text": "Staff Nurse (nights), surgical ward, Leeds."}],
+                "top_n": 1,
+                "return_documents": True,
+            }
+        },
+    )
+
+    query: str
+    documents: list[
+        Annotated[
+            Annotated[Text, Tag("str")]
+            | Annotated[dict[str, JsonValue], WithJsonSchema(_DOCUMENT_SCHEMA), Tag("object")],
+            Discriminator(_kind),
+        ]
+    ] = Field(min_length=1)
+    model: Annotated[str, Field(max_length=256)] | None = None
+    top_n: Annotated[int, Field(ge=1)] | None = None
+    rank_fields: Annotated[list[str], Field(min_length=1)] | None = None
+    return_documents: bool | None = None
+    profile: str | None = None
+    blend: BlendWeights | None = None
+    request_id: RequestId | None = None
+    deadline_ms: DeadlineMs | None = None
+    max_chunks_per_doc: JsonValue = None
+    max_tokens_per_doc: JsonValue = None
+    overlap_tokens: JsonValue = None
+    priority: JsonValue = None
+    relevant_spans: JsonValue = None
+    return_embeddings: JsonValue = None
+    truncate: JsonValue = None
+    truncation: JsonValue = None
+    user: JsonValue = None
+
+    @property
+    def texts(self) -> list[str]:
+        """What is read of each document; Refusal 422 where one has no such text."""
+        fields = self.rank_fields or ["text"]
+        return [_text_of(document, fields, index) for index, document in enumerate(self.documents)]
+
+    @property
+    def warnings(self) -> list[str]:
+        """A line for each field that was given and had no effect."""
+        given = (name for name in IGNORED if getattr(self, name) is not None)
+        return [f"{name} has no effect here: documents are read whole." for name in given]
+
+
+RERANK_BODY: Final[TypeAdapter[RerankRequest]] = TypeAdapter(RerankRequest)
+
+
+def _text_of(document: str | dict[str, JsonValue], fields: Sequence[str], index: int) -> str:
+    if isinstance(document, str):
+        return document
+    found = [document[name] for name in fields if name in document]
+    if not found or not all(isinstance(part, str) for part in found):
+        message = "A document needs a string in 'text', or in the fields that rank_fields names. Add it."
+        raise Refusal(422, "invalid_field", message, field=f"documents[{index}]")
+    return "\n".join(map(str, found))
+
+
+class RerankResult(BaseModel):
+    """A document's place in the request, and how well it fits, from 0 to 1."""
+
+    index: int
+    relevance_score: float
+    document: dict[str, JsonValue] | None = None
+
+
+class RerankMeta(BaseModel):
+    """The API's version, and which fields of the request had no effect."""
+
+    api_version: dict[str, str]
+    warnings: list[str] | None = None
+
+
+class RerankResponse(BaseModel):
+    """The documents, best first; `id` is the request's id, `model` the bundle that answered."""
+
+    id: str
+    model: str
+    policy_version: str
+    results: list[RerankResult]
+    meta: RerankMeta
+
+
+def ranked(
+    wanted: RerankRequest, answer: Answer, *, blend: Blend | None, request_id: str, version: str
+) -> RerankResponse:
+    """`answer` under `blend`, or the bundle's own: best first, ties in the request's order, cut to `top_n`.
+
+    The relevance score is what ranks, divided by the blend's total weight: the same order, and never above 1.
+    """
+    ranking = blend or answer.identity.blend
+    most = 1.0 if ranking is None else total_weight(ranking)
+    values = [score.score if blend is None else blended(score, blend) for score in answer.scores]
+    order = sorted(range(len(values)), key=lambda index: (-values[index], index))[: wanted.top_n]
+    results = [
+        RerankResult(
+            index=index,
+            relevance_score=min(values[index] / most, 1.0) if most > 0 else 0.0,
+            document=_returned(wanted.documents[index]) if wanted.return_documents else None,
+        )
+        for index in order
+    ]
+    return RerankResponse(
+        id=request_id,
+        model=answer.identity.bundle_id,
+        policy_version=answer.identity.policy_version,
+        results=results,
+        meta=RerankMeta(api_version={"version": version}, warnings=wanted.warnings or None),
+    )
+
+
+def _returned(document: str | dict[str, Any]) -> dict[str, Any]:
+    return {"text": document} if isinstance(document, str) else dict(document)

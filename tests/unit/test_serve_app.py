@@ -1,0 +1,146 @@
+"""The Ray Serve application around the edge, without a Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import importlib
+import traceback
+from collections.abc import Coroutine, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import yaml
+
+from preceptor.bundle import DocumentScore
+from preceptor.errors import PreceptorError
+from preceptor_serve.engine.options import EngineOptions
+from preceptor_serve.keys import require_guarded
+from preceptor_serve.schema import Limits
+from preceptor_serve.scorer import Answer, AsyncScorer, Broken, Identity, Overloaded, TimedOut, Unavailable
+from tests.unit.serving import GOOD, SECRET
+
+SERVE_YAML = Path(__file__).resolve().parents[2] / "serve" / "serve.yaml"
+
+# The application around it
+
+
+def test_serve_yaml_is_valid_and_fits_the_application():
+    from ray.serve.schema import ServeDeploySchema
+
+    from preceptor_serve.app import AppArgs, build
+
+    config = ServeDeploySchema.model_validate(yaml.safe_load(SERVE_YAML.read_text()))
+    (application,) = config.applications
+    require_guarded(config.http_options.host, keys=application.args["keys_file"], guard="keys")
+    assert config.logging_config is not None and not config.logging_config.enable_access_log
+    module, _, name = application.import_path.partition(":")
+    assert getattr(importlib.import_module(module), name) is build
+    args = AppArgs.model_validate(application.args)
+    assert args.limits == Limits()
+    build(args)
+    scorer = next(deployment for deployment in application.deployments if deployment.name == "Scorer")
+    assert {deployment.name for deployment in application.deployments} == {"Edge", "Scorer"}
+    assert isinstance(scorer.autoscaling_config, dict)
+    assert scorer.autoscaling_config["max_replicas"] >= 2
+    assert scorer.max_queued_requests >= 0
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        {},
+        {"bundle": "b", "max_replica": 3},
+        {"bundle": "b", "limits": {"max_document": 3}},
+        {"bundle": "b", "limits": {"max_documents": 0}},
+        {"bundle": "b", "limits": {"blend": {"click": [0.5, 0.2]}}},
+        {"bundle": "b", "limits": {"blend": {"save": [0, 1]}}},
+        {"bundle": "b", "keys": "f"},
+        {"bundle": "b", "min_replicas": 3, "max_replicas": 2},
+        {"bundle": "b", "target_ongoing_requests": 9, "max_ongoing_requests": 8},
+    ],
+)
+def test_arguments_that_cannot_work_are_refused(args):
+    from preceptor_serve.app import AppArgs
+
+    with pytest.raises(ValueError):
+        AppArgs.model_validate(args)
+
+
+def test_a_defect_in_a_replica_says_nothing_of_what_was_scored(monkeypatch: pytest.MonkeyPatch):
+    from preceptor_serve.app import ScorerReplica
+
+    def submit(query: str, profile: str, documents: Sequence[str]) -> Future[tuple[DocumentScore, ...]]:
+        failed: Future[tuple[DocumentScore, ...]] = Future()
+        failed.set_exception(ValueError(f"cannot tokenize {query}"))
+        return failed
+
+    engine = SimpleNamespace(bundle_id="b", policy_version="v", submit=submit)
+    monkeypatch.setattr("preceptor_serve.app.load_batching", lambda path, options, num_gpus: engine)
+    monkeypatch.setattr("preceptor_serve.app.given_resources", dict)
+    with pytest.raises(Broken) as caught:
+        asyncio.run(ScorerReplica("bundle", EngineOptions()).score(SECRET, SECRET, [SECRET]))
+    assert SECRET not in "".join(traceback.format_exception(caught.value))
+
+
+@dataclass
+class FakeHandle:
+    """A deployment handle whose every method answers `outcome`, or raises it."""
+
+    outcome: object
+    num_calls: int = 0
+
+    @property
+    def score(self) -> FakeHandle:
+        return self
+
+    @property
+    def identity(self) -> FakeHandle:
+        return self
+
+    def remote(self, *texts: object) -> Coroutine[Any, Any, object]:
+        self.num_calls += 1
+        return self._resolve()
+
+    async def _resolve(self) -> object:
+        if isinstance(self.outcome, Exception):
+            raise self.outcome
+        if self.outcome is None:
+            await asyncio.Event().wait()
+        return self.outcome
+
+
+def remote_scorer(handle: FakeHandle) -> AsyncScorer:
+    from ray.serve.handle import DeploymentHandle
+
+    from preceptor_serve.app import RemoteScorer
+
+    return RemoteScorer(cast(DeploymentHandle, handle), timeout_s=0.01)
+
+
+def test_serves_own_errors_become_the_apis():
+    from ray.exceptions import RayActorError
+    from ray.serve.exceptions import BackPressureError
+
+    outcomes: list[tuple[object, type[PreceptorError]]] = [
+        (BackPressureError(9, 9), Overloaded),
+        (RayActorError(), Unavailable),
+        (None, TimedOut),
+    ]
+    for outcome, kind in outcomes:
+        with pytest.raises(kind):
+            asyncio.run(remote_scorer(FakeHandle(outcome)).score("q", "p", ["d"]))
+
+
+def test_health_under_load_is_the_last_answers_and_asks_no_one():
+    async def run() -> None:
+        handle = FakeHandle(Answer(identity=Identity(bundle_id="b1", policy_version="v1"), scores=(GOOD,)))
+        scorer = remote_scorer(handle)
+        await scorer.score("q", "p", ["d"])
+        assert (await scorer.identity()).bundle_id == "b1"
+        assert handle.num_calls == 1
+
+    asyncio.run(run())
