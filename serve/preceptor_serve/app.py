@@ -10,6 +10,7 @@ Serve finds the builder's argument type by its annotation at run time: this modu
 import asyncio
 import contextlib
 import json
+import os
 import socket
 import threading
 import time
@@ -37,14 +38,12 @@ from preceptor_serve.schema import Limits
 from preceptor_serve.scorer import (
     Answer,
     AsyncScorer,
-    BatchingScorer,
     Identity,
     Load,
     Overloaded,
     TimedOut,
     Unavailable,
-    load_batching,
-    load_scorer,
+    load_serving,
     without_texts,
 )
 
@@ -58,8 +57,9 @@ T = TypeVar("T")
 class AppArgs(BaseModel):
     """The application's arguments, from serve.yaml or `preceptor serve`.
 
-    `num_cpus` is also the threads of a replica's engine, whatever `engine` says of threads and cores. With `keys_file`
-    only holders of its keys are answered; every node that runs an Edge must see it at this path.
+    `num_cpus` is also how many threads a replica's engine has, where `engine` does not say; which cores they get is not
+    for `engine` to say. With `keys_file` only holders of its keys are answered; every node that runs an Edge must see
+    it at this path.
 
     The replica options are defaults: an entry under `deployments` in serve.yaml overrides them.
     """
@@ -99,9 +99,9 @@ class ScorerReplica:
 
     def __init__(self, bundle: str, options: EngineOptions) -> None:
         given = given_resources()
-        threads = max(1, int(given.get("CPU", 1)))
+        threads = options.threads or max(1, int(given.get("CPU", 1)))
         options = replace(options, threads=threads, cores=claim_cores(threads))
-        self._scorer = BatchingScorer(load_batching(Path(bundle), options, num_gpus=given.get("GPU", 0)))
+        self._scorer = load_serving(Path(bundle), options, num_gpus=given.get("GPU", 0))
 
     async def score(self, query: str, profile: str, documents: Sequence[str]) -> Answer:
         with without_texts():
@@ -218,9 +218,13 @@ def run_app(
     port: int = 8000,
     keys: Path | None = None,
     guard: Guard = "keys",
+    engine: EngineOptions | None = None,
     block: bool = True,
 ) -> str:
     """The URL at which `bundle` answers. Ray must be running: the caller owns the cluster.
+
+    One replica has all of this machine's cores, unless `engine` says how many: a request is answered sooner by two
+    threads than by one of two replicas, and the weights are there once.
 
     Returns once /readyz answers 200, or, with `block`, after Ctrl-C, having shut Serve down. InputError where the
     bundle, the port or the file of `keys` cannot be used, or where `host` lets others in and nothing asks who they are;
@@ -230,13 +234,20 @@ def run_app(
         raise StageFailed("Ray is not running in this process. Call ray.init first.")
     require_guarded(host, keys=keys, guard=guard)
     keys_file = None if keys is None else str(_some_keys(keys))
+    options = engine or EngineOptions()
+    options = replace(options, threads=options.threads or num_cores())
     # Loaded here first: a bundle at fault ends as one line, and not as the traceback of a replica that Serve retries.
-    load_scorer(bundle)
+    load_serving(bundle, options).close()
     _require_free(host, port)
     logging_config = {"log_level": "WARNING", "enable_access_log": False}
     serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port}, logging_config=logging_config)
     try:
-        application = build(AppArgs(bundle=str(bundle.resolve()), keys_file=keys_file))
+        # One CPU of Ray's count stays for the Edge; which cores there are is the engine's to use all the same.
+        num_cpus = max(1.0, min(options.threads, ray.cluster_resources().get("CPU", 1.0) - 1))
+        args = AppArgs(
+            bundle=str(bundle.resolve()), keys_file=keys_file, engine=options, max_replicas=1, num_cpus=num_cpus
+        )
+        application = build(args)
         serve.run(application, name=APP_NAME, route_prefix="/", logging_config=logging_config)
     except RuntimeError as error:
         serve.shutdown()
@@ -249,6 +260,11 @@ def run_app(
             threading.Event().wait()
         serve.shutdown()
     return url
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _some_keys(file: Path) -> Path:

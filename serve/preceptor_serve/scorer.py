@@ -8,6 +8,7 @@ other; `BatchingScorer` does so for an engine, which computes requests together.
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import time
 import traceback
@@ -22,6 +23,8 @@ from preceptor.bundle import Blend, DocumentScore, load_bundle
 from preceptor.contracts import ACTIONS, NUM_GRADES, content_id
 from preceptor.errors import PreceptorError, StageFailed
 from preceptor_serve.engine.options import EngineOptions
+
+_log = logging.getLogger(__name__)
 
 PROBE_QUERY = "warehouse operative nights"
 PROBE_PROFILE = "Forklift licence, four years in distribution, looking for night shifts."
@@ -101,6 +104,8 @@ class Batching(Protocol):
     def load(self) -> Load: ...
 
     def stuck_s(self) -> float: ...
+
+    def close(self) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,13 +195,18 @@ class ThreadedScorer:
         self._scorer = scorer
         self._hang_after_s = hang_after_s
         self._started_s: float | None = None
+        self._num_waiting = 0
         # One thread: a request uses all of the replica's cores, and a second beside it would only add switching.
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="scorer")
 
     async def score(self, query: str, profile: str, documents: Sequence[str]) -> Answer:
         """The scores of `documents`, unchecked. A request whose caller has gone before its turn is never computed."""
         loop = asyncio.get_running_loop()
-        scores = await loop.run_in_executor(self._executor, self._compute, query, profile, tuple(documents))
+        self._num_waiting += 1
+        try:
+            scores = await loop.run_in_executor(self._executor, self._compute, query, profile, tuple(documents))
+        finally:
+            self._num_waiting -= 1
         return Answer(identity=identity_of(self._scorer), scores=scores)
 
     async def identity(self) -> Identity:
@@ -207,6 +217,14 @@ class ThreadedScorer:
         started_s = self._started_s
         if started_s is not None and time.monotonic() - started_s > self._hang_after_s:
             raise Unavailable(f"a request has been computing for over {self._hang_after_s:g} s; restart the replica")
+
+    async def load(self) -> Load:
+        """What waits or is computed now. Its tokens are not known: nothing has read the texts."""
+        return Load(num_requests=self._num_waiting, num_tokens=0, tokens_per_s=0.0)
+
+    def close(self) -> None:
+        """End the thread once it has computed what it computes now."""
+        self._executor.shutdown(cancel_futures=True)
 
     def _compute(self, query: str, profile: str, documents: tuple[str, ...]) -> tuple[DocumentScore, ...]:
         self._started_s = time.monotonic()
@@ -243,6 +261,10 @@ class BatchingScorer:
         if self._engine.stuck_s() > self._hang_after_s:
             raise Unavailable(f"the engine has been computing for over {self._hang_after_s:g} s; restart the replica")
 
+    def close(self) -> None:
+        """End the engine; what still waits is cancelled."""
+        self._engine.close()
+
 
 def load_batching(bundle: Path, options: EngineOptions, *, num_gpus: float = 0.0) -> Batching:
     """The bundle at `bundle` in an engine, probed: vLLM's on a GPU, else the packed one of this project.
@@ -258,8 +280,26 @@ def load_batching(bundle: Path, options: EngineOptions, *, num_gpus: float = 0.0
         from preceptor_serve.engine.loading import load_engine
 
         engine = load_engine(bundle, options)
-    probe(engine)
+    try:
+        probe(engine)
+    except BaseException:
+        engine.close()
+        raise
     return engine
+
+
+def load_serving(bundle: Path, options: EngineOptions, *, num_gpus: float = 0.0) -> BatchingScorer | ThreadedScorer:
+    """The bundle at `bundle` as a replica serves it, probed: in an engine, or, with a notice, as transformers has it.
+
+    The latter where the packed engine does not know its architecture. Else as `load_batching`.
+    """
+    from preceptor_serve.engine.student import UnknownArchitecture
+
+    try:
+        return BatchingScorer(load_batching(bundle, options, num_gpus=num_gpus))
+    except UnknownArchitecture as error:
+        _log.warning("%s: %s. Served by transformers in bfloat16, one request at a time.", bundle, error)
+        return ThreadedScorer(load_scorer(bundle))
 
 
 def load_scorer(bundle: Path) -> Scorer:

@@ -16,6 +16,7 @@ from preceptor.bundle import Reader
 from preceptor.contracts import OVERALL
 from preceptor.ranker.model import action_heads, grade_heads
 from preceptor.recipe import Blend
+from preceptor_serve.engine.kernels import Kernels
 from preceptor_serve.engine.student import Student, make_student
 
 VOCABULARY = 97
@@ -38,9 +39,17 @@ class WordTokenizer:
 
 @cache
 def classifier(
-    kind: str = "llama", dtype: torch.dtype = torch.float32, *, num_layers: int = 3, spread: float = 0.1
+    kind: str = "llama",
+    dtype: torch.dtype = torch.float32,
+    *,
+    num_layers: int = 3,
+    spread: float = 0.1,
+    rounded: bool = False,
 ) -> Any:
-    """A Hugging Face classifier with random weights of that spread; the same ones for the same arguments."""
+    """A Hugging Face classifier with random weights of that spread; the same ones for the same arguments.
+
+    `rounded`: to what bfloat16 can hold, whatever `dtype` they are kept and computed in.
+    """
     config = CONFIGS[kind](
         vocab_size=VOCABULARY,
         hidden_size=96,
@@ -61,15 +70,19 @@ def classifier(
                 weight.normal_(0, spread, generator=generator)
             else:
                 weight.uniform_(0.5, 1.5, generator=generator)
+            if rounded:
+                weight.copy_(weight.bfloat16().float())
     return model.to(dtype)
 
 
 @cache
-def student(precision: Any = "float32", kind: str = "llama", **weights: Any) -> Student:
+def student(
+    precision: Any = "float32", kind: str = "llama", *, kernels: Kernels | None = None, **weights: Any
+) -> Student:
     """The same weights in the engine's form."""
     dtype = torch.float32 if precision == "float32" else torch.bfloat16
     made = classifier(kind, dtype, **weights)
-    return make_student(made, precision=precision, max_tokens=MAX_PREFIX + MAX_DOCUMENT)
+    return make_student(made, precision=precision, max_tokens=MAX_PREFIX + MAX_DOCUMENT, kernels=kernels)
 
 
 def reader(bundle_id: str = "tiny") -> Reader:
@@ -88,9 +101,7 @@ def reader(bundle_id: str = "tiny") -> Reader:
 
 
 @torch.no_grad()
-def reference_logits(
-    pairs: Sequence[Sequence[int]], kind: str = "llama", dtype: torch.dtype = torch.float32, **weights: Any
-) -> torch.Tensor:
+def reference_logits(pairs: Sequence[Sequence[int]], kind: str = "llama", **weights: Any) -> torch.Tensor:
     """Raw logits of whole pairs, one forward pass of transformers for each."""
-    model = classifier(kind, dtype, **weights)
+    model = classifier(kind, **weights)
     return torch.stack([model(input_ids=torch.tensor([list(pair)])).logits[0].float() for pair in pairs])

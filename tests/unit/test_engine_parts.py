@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -104,7 +105,7 @@ def test_int8_that_ranks_alike_may_be_used() -> None:
     assert found.telling_swapped == 0
 
 
-@pytest.mark.parametrize("candidate", [Ranking(sign=-1), Ranking(shift=0.3)])
+@pytest.mark.parametrize("candidate", [Ranking(sign=-1), Ranking(shift=0.3), Ranking(shift=math.nan)])
 def test_int8_that_ranks_otherwise_is_refused_with_the_way_out(candidate: Ranking) -> None:
     with pytest.raises(ParityError, match=r"^b: int8 orders .*precision bfloat16\.$"):
         require_int8(Ranking(), candidate, bundle_id="b")
@@ -116,6 +117,14 @@ def test_cores_are_claimed_once(tmp_path: Path) -> None:
     claimed = [claim_cores(1, folder=tmp_path) for _ in mine]
     assert sorted(core for cores in claimed for core in cores) == mine
     assert claim_cores(1, folder=tmp_path) == ()
+
+
+def test_a_replica_that_cannot_claim_cores_runs_without(tmp_path: Path) -> None:
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "file").touch()
+    assert claim_cores(1, folder=tmp_path / "link") == claim_cores(1, folder=tmp_path / "file") == ()
+    assert not list((tmp_path / "elsewhere").iterdir())
 
 
 def test_an_engine_answers_many_callers_at_once_and_says_when_it_is_gone() -> None:

@@ -41,6 +41,7 @@ def test_serve_yaml_is_valid_and_fits_the_application():
     assert getattr(importlib.import_module(module), name) is build
     args = AppArgs.model_validate(application.args)
     assert args.limits == Limits()
+    assert args.engine == EngineOptions()
     build(args)
     scorer = next(deployment for deployment in application.deployments if deployment.name == "Scorer")
     assert {deployment.name for deployment in application.deployments} == {"Edge", "Scorer"}
@@ -56,6 +57,8 @@ def test_serve_yaml_is_valid_and_fits_the_application():
         {"bundle": "b", "max_replica": 3},
         {"bundle": "b", "limits": {"max_document": 3}},
         {"bundle": "b", "limits": {"max_documents": 0}},
+        {"bundle": "b", "engine": {"precision": "int4"}},
+        {"bundle": "b", "engine": {"thread": 2}},
         {"bundle": "b", "limits": {"blend": {"click": [0.5, 0.2]}}},
         {"bundle": "b", "limits": {"blend": {"save": [0, 1]}}},
         {"bundle": "b", "keys": "f"},
@@ -79,7 +82,7 @@ def test_a_defect_in_a_replica_says_nothing_of_what_was_scored(monkeypatch: pyte
         return failed
 
     engine = SimpleNamespace(bundle_id="b", policy_version="v", submit=submit)
-    monkeypatch.setattr("preceptor_serve.app.load_batching", lambda path, options, num_gpus: engine)
+    monkeypatch.setattr("preceptor_serve.scorer.load_batching", lambda path, options, num_gpus: engine)
     monkeypatch.setattr("preceptor_serve.app.given_resources", dict)
     with pytest.raises(Broken) as caught:
         asyncio.run(ScorerReplica("bundle", EngineOptions()).score(SECRET, SECRET, [SECRET]))

@@ -1,12 +1,12 @@
 """Attention of a block of documents over their prefix and themselves; the prefix's keys and values are never copied.
 
-Shapes: N documents of M tokens, Q queries of each (M, or 1: the last), A attention heads, K key-value heads, G heads that
-share one of them, L prefix tokens, E width of a head.
+Shapes: N documents of M tokens, Q queries of each (M, or 1: the last), A attention heads, K key-value heads, G heads
+that share one of them, L prefix tokens, E width of a head.
 
 For each key-value head, the queries of all N documents are one matrix against the prefix, and N matrices against the
 documents' own keys. One softmax runs over both parts, so the result is that of attention over the whole row. Measured
-on 2 cores in bfloat16, 3 documents of 160 tokens on a prefix of 96: 1.7 ms; 2.4 ms where each document gets its copy of the
-prefix; 10.4 ms with torch's fused kernel for each part.
+on 2 cores in bfloat16, 3 documents of 160 tokens on a prefix of 96: 1.7 ms; 2.4 ms where each document gets its copy
+of the prefix; 10.4 ms with torch's fused kernel for each part.
 """
 
 from __future__ import annotations
@@ -33,7 +33,8 @@ def attend(
     mask_1CM: Tensor | None,
     out_CX: Tensor,
 ) -> None:
-    """Fills `out_CX`, [C, A x E], for the C = N x Q queries of `count` documents whose D = N x M keys and values stand in their order.
+    """Fills `out_CX`, [C, A x E], for the C = N x Q queries of `count` documents, whose D = N x M keys and values stand
+    in their order.
 
     `mask_1CM` hides what stands ahead of a query; a document's last token needs none.
     """

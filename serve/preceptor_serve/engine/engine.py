@@ -6,12 +6,14 @@ requests' arrival, up to a budget of tokens, so that the tail of one request and
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass
 
 import torch
@@ -160,22 +162,29 @@ class Engine:
     def _run(self) -> None:
         if self.options.cores:
             # Of this thread: torch's own are its children and inherit it; the rest of the process stays free.
-            os.sched_setaffinity(0, self.options.cores)
-        torch.set_num_threads(self.options.threads)
-        while self._admit():
+            with contextlib.suppress(OSError):
+                os.sched_setaffinity(0, self.options.cores)
+        torch.set_num_threads(max(1, self.options.threads))
+        while self._waited():
             self._pass_started_s = time.monotonic()
             try:
+                self._admit()
                 self._step()
+                self._settle()
+            except Exception as error:
+                # Whatever it was: nobody may wait for an answer that will not come, and those that follow are served.
+                self._fail_active(error)
             finally:
                 self._pass_started_s = None
-            self._settle()
 
-    def _admit(self) -> bool:
-        """Whether there is work; waits for it. Reads no more jobs than fill the next pass, so that caches are fresh."""
+    def _waited(self) -> bool:
+        """Whether there is work, once there is; False once the engine is closed."""
         with self._wake:
             self._wake.wait_for(lambda: self._closed or self._arrived or self._active)
-            if self._closed:
-                return False
+            return not self._closed
+
+    def _admit(self) -> None:
+        """Reads no more jobs than fill the next pass, so that what they find in the caches is fresh."""
         self._active = [job for job in self._active if not job.future.cancelled()]
         room = self.options.max_forward_tokens - sum(job.num_tokens for job in self._active)
         while room > 0 and self._arrived:
@@ -184,7 +193,6 @@ class Engine:
                 self._active.append(job)
             if not job.future.cancelled() and self._opened(job):
                 room -= job.num_tokens
-        return True
 
     def _opened(self, job: Job) -> bool:
         try:
@@ -211,11 +219,16 @@ class Engine:
             return
         rows = [list(row) for row in done.logits_NR.tolist()]
         asked = [(job, index) for job, numbers, _ in taken for index in numbers]
+        sick: set[int] = set()
         for row, place in zip(rows, packed.order_N, strict=True):
             job, index = asked[place]
             self._desk.keep(job, index, tuple(row))
+            if not all(map(math.isfinite, row)):
+                sick.add(id(job))
         for (job, _, _), state in zip(taken, done.prefixes, strict=True):
-            self._desk.keep_prefix(job, state)
+            # A prefix under a logit that is no number may be what made it so: it is computed again.
+            if id(job) not in sick:
+                self._desk.keep_prefix(job, state)
         num_new = sum(piece.num_new_tokens for piece in pieces)
         self._count(num_new, num_rows=packed.tokens_T.shape[0], num_documents=len(rows), started_s=started_s)
 
@@ -230,22 +243,31 @@ class Engine:
         self._tokens_per_s = speed if self._num_passes == 1 else 0.8 * self._tokens_per_s + 0.2 * speed
 
     def _settle(self) -> None:
-        """Answer the jobs that lack nothing, and let go of them."""
-        going = []
-        for job in self._active:
-            if job.future.done():
-                continue
-            if not job.is_done:
-                going.append(job)
-            elif job.future.set_running_or_notify_cancel():
-                try:
-                    job.future.set_result(tuple(self.reader.to_score(row) for row in job.rows if row is not None))
-                except Exception as error:
-                    job.future.set_exception(error)
+        """Let go of the jobs that lack nothing, and answer them."""
+        left = [job for job in self._active if not job.future.done()]
         with self._wake:
-            self._active = going
+            # First: whoever has an answer no longer counts as waiting.
+            self._active = [job for job in left if not job.is_done]
+        for job in left:
+            if not job.is_done:
+                continue
+            try:
+                scores = tuple(self.reader.to_score(row) for row in job.rows if row is not None)
+            except Exception as error:
+                _fail(job, error)
+                continue
+            # Cancelled meanwhile: nobody asks any more.
+            with contextlib.suppress(InvalidStateError):
+                job.future.set_result(scores)
+
+    def _fail_active(self, error: Exception) -> None:
+        with self._wake:
+            failed, self._active = self._active, []
+        for job in failed:
+            _fail(job, error)
 
 
 def _fail(job: Job, error: Exception) -> None:
-    if job.future.set_running_or_notify_cancel():
+    # One that was cancelled needs no answer, and one that has been answered takes no other.
+    with contextlib.suppress(InvalidStateError):
         job.future.set_exception(error)

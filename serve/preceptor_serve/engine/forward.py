@@ -1,10 +1,10 @@
 """One forward pass of a student over a packed batch.
 
-Shapes: T tokens of the batch, N documents in it, H hidden size, A attention heads, K key-value heads, S = A + K, E width of
-a head, L prefix tokens, R rows of the heads.
+Shapes: T tokens of the batch, N documents in it, H hidden size, A attention heads, K key-value heads, S = A + K, E
+width of a head, L prefix tokens, R rows of the heads.
 
-Linear layers run over all T tokens at once; only attention knows pieces and blocks. The layers are those of Llama, and of
-Qwen3, which also norms queries and keys.
+Linear layers run over all T tokens at once; only attention knows pieces and blocks. The layers are those of Llama, and
+of Qwen3, which also norms queries and keys.
 """
 
 from __future__ import annotations

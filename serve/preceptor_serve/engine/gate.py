@@ -65,7 +65,9 @@ def ranking_gap(reference: Scoring, candidate: Scoring, requests: Sequence[Ranke
         largest = max([largest, *(abs(a - b) for a, b in zip(left, right, strict=True))])
         for one, other in combinations(range(len(left)), 2):
             gap = left[one] - left[other]
-            swapped = gap * (right[one] - right[other]) < 0
+            other_gap = right[one] - right[other]
+            # Not a product: of tiny numbers it is 0. A score that is not finite is in no order, and counts as swapped.
+            swapped = not ((gap >= 0 and other_gap >= 0) or (gap <= 0 and other_gap <= 0))
             telling = abs(gap) > TELLING_GAP
             num_pairs += 1
             num_swapped += swapped
@@ -98,7 +100,7 @@ _TERMS: Final = ("night shifts", "part time", "permanent, full time", "weekends 
 
 
 def probe_requests() -> tuple[RankedRequest, ...]:
-    """Eight constructed requests of twelve documents, from the role asked for to unrelated ones; the same every time."""
+    """Eight constructed requests of twelve documents, from the role asked for to unrelated ones; always the same."""
     source = random.Random(8)
 
     def posting(role: str) -> str:

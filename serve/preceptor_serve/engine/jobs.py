@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future
@@ -35,14 +36,16 @@ class Job:
     prefix_key: bytes = b""
     prefix: Tokens | PrefixState = ()
     waiting: deque[tuple[int, Tokens]] = field(default_factory=deque)
+    waiting_tokens: int | None = None
+    """Tokens of `waiting`, as a number that other threads may read while the deque changes; None before it is read."""
 
     @property
     def num_tokens(self) -> int:
         """Tokens that have to be computed for it, guessed from its characters until it has been read."""
-        if not self.rows:
+        waiting, prefix = self.waiting_tokens, self.prefix
+        if waiting is None:
             return self.guessed_tokens
-        known = isinstance(self.prefix, PrefixState) or not self.waiting
-        return sum(len(tokens) for _, tokens in self.waiting) + (0 if known else len(self.prefix))  # type: ignore[arg-type]
+        return waiting + (0 if isinstance(prefix, PrefixState) or not waiting else len(prefix))
 
     @property
     def is_done(self) -> bool:
@@ -78,6 +81,7 @@ class Desk:
         job.rows = [None if job.scores is None else job.scores.get(key) for key in job.keys]
         lacking = [index for index, row in enumerate(job.rows) if row is None]
         if not lacking:
+            job.waiting_tokens = 0
             return
         documents = self._document_tokens([job.documents[index] for index in lacking])
         opening = self._opening if all(self._starts(tokens) for tokens in documents) else ()
@@ -88,11 +92,12 @@ class Desk:
             job.prefix = known
         own = [(index, tokens[len(opening) :]) for index, tokens in zip(lacking, documents, strict=True)]
         job.waiting = deque(sorted(own, key=lambda item: len(item[1])))
+        job.waiting_tokens = sum(len(tokens) for _, tokens in own)
 
     def keep(self, job: Job, index: int, row: Logits) -> None:
-        """Note the logits of one document."""
+        """Note the logits of one document; for later requests too where they are numbers."""
         job.rows[index] = row
-        if job.scores is not None:
+        if job.scores is not None and all(map(math.isfinite, row)):
             job.scores.put(job.keys[index], row, num_bytes=_ENTRY_BYTES + 32 * len(row))
 
     def keep_prefix(self, job: Job, state: PrefixState) -> None:
@@ -103,10 +108,11 @@ class Desk:
 
     def _document_tokens(self, texts: Sequence[str]) -> list[Tokens]:
         keys = [content_key(text) for text in texts]
-        found = {key: self.tokens.get(key) for key in keys}
+        found: dict[bytes, Tokens | None] = {key: self.tokens.get(key) for key in keys}
         lacking = {key: text for key, text in zip(keys, texts, strict=True) if found[key] is None}
         for key, ids in zip(lacking, self._reader.document_ids(list(lacking.values())), strict=True):
-            found[key] = tokens = tuple(ids)
+            tokens = tuple(ids)
+            found[key] = tokens
             self.tokens.put(key, tokens, num_bytes=_ENTRY_BYTES + 8 * len(tokens))
         return [tokens for key in keys if (tokens := found[key]) is not None]
 
@@ -139,6 +145,7 @@ def next_pieces(jobs: Sequence[Job], *, max_tokens: int) -> list[tuple[Job, tupl
             numbers.append(index)
             documents.append(tokens)
         if documents:
+            job.waiting_tokens = (job.waiting_tokens or 0) - sum(map(len, documents))
             taken.append((job, tuple(numbers), Piece(prefix=job.prefix, documents=tuple(documents))))
             room -= used
         if job.waiting:

@@ -3,9 +3,10 @@
 Shapes: T tokens, I inputs, O outputs, H width of a normed row, S heads, E width of a head, X positions.
 
 In bfloat16 and int8 they are those of vLLM's CPU build where it is installed, loaded as the library they are, without
-the package around it (5 ms instead of 4 s, 3 MB). Measured on 2 cores with AVX-512 VNNI, 1,024 tokens of SmolLM2's shape, one
-layer's projections: torch bfloat16 18.9 ms, oneDNN bfloat16 with the weight packed once 16.7 ms, int8 8.5 ms with 0.3 ms of
-quantising; a norm 0.18 and 0.08 ms, the rotation 0.28 and 0.06 ms. Without that library bfloat16 is torch's, and int8 refused.
+the package around it (5 ms instead of 4 s, 3 MB). Measured on 2 cores with AVX-512 VNNI, 1,024 tokens of SmolLM2's
+shape, one layer's projections: torch bfloat16 18.9 ms, oneDNN bfloat16 with the weight packed once 16.7 ms, int8 8.5 ms
+with 0.3 ms of quantising; a norm 0.18 and 0.08 ms, the rotation 0.28 and 0.06 ms. Without that library, or without
+AVX512-BF16, bfloat16 is torch's and int8 refused.
 
 int8 is W8A8: weights with one scale for each output, activations with one for each token, both symmetric, products
 summed in int32, the answer in bfloat16.
@@ -41,8 +42,8 @@ MakeLinear = Callable[[Tensor, Tensor | None], Linear]
 class Kernels:
     """What a forward pass is made of beside attention.
 
-    `norm` is RMS norm of rows [., H]. `turn` rotates heads [T, S, E], perhaps in place, by a table [X, E] whose rows hold
-    half the cosines and half the sines of a position.
+    `norm` is RMS norm of rows [., H]. `turn` rotates heads [T, S, E], perhaps in place, by a table [X, E] whose rows
+    hold half the cosines and half the sines of a position.
     """
 
     linear: MakeLinear
@@ -56,12 +57,12 @@ def make_kernels(precision: Precision) -> Kernels:
     if precision == "int8":
         if library is None:
             raise InputError(
-                "precision int8 runs on the kernels of vLLM's CPU build, which is not installed here. "
+                "precision int8 runs on the kernels of vLLM's CPU build, which is not installed or needs another CPU. "
                 "Install preceptor[cpu], or choose precision bfloat16."
             )
         return Kernels(linear=functools.partial(QuantisedLinear, library), norm=_packed_norm, turn=_packed_turn)
     if library is None:
-        return Kernels(linear=PlainLinear, norm=_plain_norm, turn=plain_turn)
+        return PLAIN
     return Kernels(linear=functools.partial(PackedLinear, library), norm=_packed_norm, turn=_packed_turn)
 
 
@@ -157,11 +158,15 @@ def _packed_turn(states_TSE: Tensor, positions_T: Tensor, table_XE: Tensor) -> T
     return flat_TX.view(states_TSE.shape)
 
 
+PLAIN: Final = Kernels(linear=PlainLinear, norm=_plain_norm, turn=plain_turn)
+"""torch's own, at any precision it computes in: what a machine has that has nothing better."""
+
+
 @functools.cache
 def _library() -> Any:
     """vLLM's CPU operators, or None where they are not installed or this machine is not the one they are built for."""
     found = importlib.util.find_spec("vllm")
-    if found is None or not found.submodule_search_locations or not torch.cpu._is_avx512_bf16_supported():
+    if found is None or not found.submodule_search_locations or not _has_bf16():
         return None
     file = Path(found.submodule_search_locations[0]) / "_C.abi3.so"
     try:
@@ -170,6 +175,12 @@ def _library() -> Any:
         # A GPU build, or one for another torch.
         return None
     return torch.ops._C if all(hasattr(torch.ops._C, name) for name in _NEEDED) else None
+
+
+def _has_bf16() -> bool:
+    # Without a public name in torch; where it is gone, slower kernels are the worst that can come of it.
+    asked = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return asked is not None and bool(asked())
 
 
 _NEEDED: Final = (

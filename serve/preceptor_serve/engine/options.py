@@ -17,7 +17,8 @@ PRECISIONS: Final[tuple[str, ...]] = get_args(Precision)
 class EngineOptions:
     """`precision` of the weights and of what runs through them; int8 keeps attention and norms in bfloat16.
 
-    `threads` is how many cores one forward pass uses and `cores`, where it is not empty, which ones.
+    `threads` is how many cores one forward pass uses (0 in serve.yaml: as many as Ray gives the replica, and at least
+    one) and `cores`, where it is not empty, which ones.
     `max_forward_tokens` bounds one forward pass: what a later request waits for at most before its turn comes.
     A cache of 0 MiB is off.
     """
@@ -25,7 +26,7 @@ class EngineOptions:
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     precision: Precision = "bfloat16"
-    threads: int = 1
+    threads: int = 0
     cores: tuple[int, ...] = ()
     max_forward_tokens: int = 1024
     score_cache_mib: int = 32
@@ -35,9 +36,8 @@ class EngineOptions:
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
             raise InputError(f"precision must be one of {', '.join(PRECISIONS)}, got {self.precision!r}")
-        for name in ("threads", "max_forward_tokens"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} must be above 0, got {getattr(self, name)}")
-        for name in ("score_cache_mib", "prefix_cache_mib", "token_cache_mib"):
+        if self.max_forward_tokens < 1:
+            raise InputError(f"max_forward_tokens must be above 0, got {self.max_forward_tokens}")
+        for name in ("threads", "score_cache_mib", "prefix_cache_mib", "token_cache_mib"):
             if getattr(self, name) < 0:
                 raise InputError(f"{name} must be 0 or above, got {getattr(self, name)}")

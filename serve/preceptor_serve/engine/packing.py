@@ -1,8 +1,8 @@
 """Pieces of requests as one packed batch: shared parts once, documents after them, no padding anywhere.
 
-Shapes: T tokens of the batch, N documents in it. A request's shared part (the prefix) stands before its documents unless
-its keys and values are known already. Documents of one piece stand by length, so that those of equal length are one
-block, which attention takes at once.
+Shapes: T tokens of the batch, N documents in it. A request's shared part (the prefix) stands before its documents
+unless its keys and values are known already. Documents of one piece stand by length, so that those of equal length are
+one block, which attention takes at once.
 """
 
 from __future__ import annotations

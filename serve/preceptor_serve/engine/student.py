@@ -22,6 +22,14 @@ KNOWN_TYPES: Final = ("llama", "qwen3")
 """Architectures whose layers are the ones written down in forward.py."""
 
 
+USUAL_TURNS: Final = ("default", "linear", "llama3", "yarn")
+"""Kinds of rotation that depend on the position alone. Others (dynamic, longrope) depend on how long the text is."""
+
+
+class UnknownArchitecture(InputError):
+    """A classifier that transformers can compute and the packed forward pass cannot."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Shape:
     """The sizes a forward pass needs."""
@@ -94,15 +102,15 @@ class Student:
     score_RH: Tensor
 
 
-def make_student(classifier: Any, *, precision: Precision, max_tokens: int) -> Student:
-    """The weights of a Hugging Face classifier at `precision`; InputError where its architecture is not known.
+def make_student(classifier: Any, *, precision: Precision, max_tokens: int, kernels: Kernels | None = None) -> Student:
+    """The weights of a Hugging Face classifier at `precision`; UnknownArchitecture where forward.py is not its layers.
 
-    `max_tokens` is the longest pair. The classifier is only read.
+    `max_tokens` is the longest pair. `kernels`: this machine's fastest unless given. The classifier is only read.
     """
     config = classifier.config
-    _require_known(config)
+    _require_known(classifier)
     dtype = torch.float32 if precision == "float32" else torch.bfloat16
-    kernels = make_kernels(precision)
+    kernels = kernels or make_kernels(precision)
     model = classifier.model
     *whole, last = model.layers
     # transformers rotates in float32 and rounds the result: asked of it, so that no variant is written down twice.
@@ -127,18 +135,19 @@ def make_student(classifier: Any, *, precision: Precision, max_tokens: int) -> S
     )
 
 
-def _require_known(config: Any) -> None:
+def _require_known(classifier: Any) -> None:
+    config = classifier.config
     odd = [
         f"{name}={getattr(config, name)}"
         for name, usual in (("hidden_act", "silu"), ("use_sliding_window", False), ("pretraining_tp", 1))
         if getattr(config, name, usual) not in (usual, None)
     ]
+    if config.model_type in KNOWN_TYPES:
+        turns = getattr(classifier.model.rotary_emb, "rope_type", "default")
+        odd += [] if turns in USUAL_TURNS else [f"rope_type={turns}"]
     if config.model_type not in KNOWN_TYPES or odd:
         got = " with ".join([config.model_type, *odd])
-        raise InputError(
-            f"the CPU engine computes {' and '.join(KNOWN_TYPES)} students, got {got}. "
-            "Distil one of those, or serve this one by vLLM."
-        )
+        raise UnknownArchitecture(f"the packed engine computes {' and '.join(KNOWN_TYPES)} students, got {got}")
 
 
 def _layer(layer: Any, make: MakeLinear, dtype: torch.dtype) -> Layer:
@@ -182,8 +191,10 @@ def _rest(layer: Any, make: MakeLinear, dtype: torch.dtype) -> Rest:
 def _joined(make: MakeLinear, dtype: torch.dtype, *modules: Any) -> Linear:
     """One linear layer for several that read the same input; their outputs stand side by side."""
     weight_OI = torch.cat([_plain(module.weight, dtype) for module in modules])
-    biases = [module.bias for module in modules]
-    return make(weight_OI, None if biases[0] is None else torch.cat([_plain(bias, dtype) for bias in biases]))
+    if all(module.bias is None for module in modules):
+        return make(weight_OI, None)
+    biases = [torch.zeros(module.weight.shape[0]) if module.bias is None else module.bias for module in modules]
+    return make(weight_OI, torch.cat([_plain(bias, dtype) for bias in biases]))
 
 
 def _plain(weight: Tensor, dtype: torch.dtype) -> Tensor:

@@ -1,4 +1,4 @@
-"""A bundle in vLLM's pooling runner, with its prefix cache, behind the calls of the CPU engine: what a GPU replica runs.
+"""A bundle in vLLM's pooling runner, with its prefix cache, behind the calls of the CPU engine: for a GPU replica.
 
 vLLM has its own scheduler and keeps a request's shared part in its prefix cache, so nothing is packed here: every
 document is asked as prefix and document, as token ids, and vLLM computes the prefix of a request once.
@@ -41,7 +41,11 @@ class VllmEngine:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="vllm-engine", daemon=True)
         self._thread.start()
-        self._engine = asyncio.run_coroutine_threadsafe(_start(path, self.reader, options), self._loop).result()
+        try:
+            self._engine = asyncio.run_coroutine_threadsafe(_start(path, self.reader, options), self._loop).result()
+        except BaseException:
+            self._end_loop()
+            raise
 
     @property
     def bundle_id(self) -> str:
@@ -92,8 +96,14 @@ class VllmEngine:
     def close(self) -> None:
         """End vLLM and its thread."""
         self._engine.shutdown()
+        self._end_loop()
+
+    def _end_loop(self) -> None:
+        # What still waits is cancelled, so that nobody waits for ever.
+        asyncio.run_coroutine_threadsafe(_cancel_others(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
+        self._loop.close()
 
     def _submit(
         self, query: str, profile: str, documents: Sequence[str], scores: ByteCache[Logits] | None
@@ -107,7 +117,7 @@ class VllmEngine:
         try:
             self._desk.open(job)
             num_tokens = job.num_tokens
-            waiting, job.waiting = list(job.waiting), type(job.waiting)()
+            waiting = list(job.waiting)
             async with asyncio.TaskGroup() as group:
                 for place, (index, tokens) in enumerate(waiting):
                     group.create_task(self._encode(job, index, tokens, f"{number}-{place}"))
@@ -130,6 +140,13 @@ class VllmEngine:
         raise StageFailed(f"{self.bundle_id}: vLLM gave no answer to a document. See its log.")
 
 
+async def _cancel_others() -> None:
+    others = [task for task in asyncio.all_tasks() if task is not asyncio.current_task()]
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
+
+
 async def _start(path: Path, reader: Reader, options: EngineOptions) -> Any:
     import torch
     from vllm.engine.arg_utils import AsyncEngineArgs
@@ -138,7 +155,7 @@ async def _start(path: Path, reader: Reader, options: EngineOptions) -> Any:
     arguments = AsyncEngineArgs(
         model=str(path),
         runner="pooling",
-        dtype=options.precision,
+        dtype="float32" if options.precision == "float32" else "bfloat16",
         enable_prefix_caching=True,
         # One more than the longest pair: vLLM keeps room for a token it will never generate.
         max_model_len=reader.max_prefix_tokens + reader.max_document_tokens + 1,
