@@ -1,7 +1,7 @@
 """The student that every server of the benchmark serves, and the requests they all get.
 
 The student is the lowest layers of SmolLM2-135M with untrained heads, exported as a bundle: speed does not depend on
-what it has learned. Texts are random words, cut by the tokenizer to exactly the lengths asked for.
+what it has learned. Texts are random words, as many as make exactly the number of tokens asked for.
 """
 
 from __future__ import annotations
@@ -9,13 +9,15 @@ from __future__ import annotations
 import json
 import random
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from preceptor.export import ExportConfig, export
 from preceptor.ranker.backbones import resolve_backbone
 from preceptor.ranker.model import action_heads, grade_heads, init_ranker
+from preceptor.ranker.text import document_token_ids, prefix_token_ids, render_pair
 from preceptor.recipe import BackboneConfig, Blend
 from preceptor.record import Record
 
@@ -102,18 +104,29 @@ def make_bundle(root: Path, *, num_layers: int, shape: RequestShape, backbone: s
     return exported.path / "bundle"
 
 
-def requests(shape: RequestShape, *, seed: int) -> Iterator[ScoreRequest]:
-    """Endless requests, no text of which comes twice; the same for the same `seed`.
-
-    A word of the list is at least one token, so that as many words as tokens are always cut to the length asked for.
-    """
+def requests(shape: RequestShape, tokenizer: Any, *, seed: int) -> Iterator[ScoreRequest]:
+    """Endless requests of exactly that shape, no text of which comes twice; the same for the same `seed`."""
     source = random.Random(seed)
+    # Words of one token each: a text that is so many tokens too long lacks none of meaning when it loses so many words.
+    words = [word for word in _WORDS if len(tokenizer(f" {word}", add_special_tokens=False)["input_ids"]) == 1]
+    answer = len(document_token_ids(tokenizer, [""], max_document_tokens=10**6)[0])
+
+    def profile(query: str) -> str:
+        def size(text: str) -> int:
+            return len(prefix_token_ids(tokenizer, query, text, max_prefix_tokens=10**6))
+
+        return _fitted(source, words, shape.prefix_tokens, size)
+
+    def document() -> str:
+        def size(text: str) -> int:
+            return len(document_token_ids(tokenizer, [text], max_document_tokens=10**6)[0])
+
+        return _fitted(source, words, max(shape.document_tokens, answer + 8), size)
+
     while True:
-        yield ScoreRequest(
-            query=_text(source, 4),
-            profile=_text(source, shape.prefix_tokens),
-            documents=tuple(_text(source, shape.document_tokens) for _ in range(shape.num_documents)),
-        )
+        query = " ".join(source.choices(words, k=4))
+        documents = tuple(document() for _ in range(shape.num_documents))
+        yield ScoreRequest(query=query, profile=profile(query), documents=documents)
 
 
 def body(request: ScoreRequest) -> bytes:
@@ -122,5 +135,13 @@ def body(request: ScoreRequest) -> bytes:
     return json.dumps(fields).encode()
 
 
-def _text(source: random.Random, num_words: int) -> str:
-    return " ".join((f"{source.randrange(10**6)}", *source.choices(_WORDS, k=num_words)))
+def classify_body(request: ScoreRequest, model: str) -> bytes:
+    """`request` as the body of vLLM's POST /classify: whole pairs, which its prefix cache takes apart."""
+    pairs = [render_pair(request.query, request.profile, document) for document in request.documents]
+    return json.dumps({"model": model, "input": pairs, "use_activation": False, "add_special_tokens": False}).encode()
+
+
+def _fitted(source: random.Random, words: Sequence[str], num_tokens: int, size: Callable[[str], int]) -> str:
+    chosen = [f"{source.randrange(10**6)}", *source.choices(words, k=num_tokens)]
+    over = size(" ".join(chosen)) - num_tokens
+    return " ".join(chosen[:-over]) if over > 0 else " ".join(chosen)
