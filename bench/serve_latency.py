@@ -36,7 +36,7 @@ from bench.peers.servers import ANSWERS_AT, NAMES
 from bench.peers.student import RequestShape, ScoreRequest, body, classify_body, make_bundle, requests
 from preceptor.bundle import load_bundle
 from preceptor.running import free_port
-from preceptor_serve.engine.engine import Counts
+from preceptor_serve.engine.counts import Counts
 from preceptor_serve.engine.loading import load_engine
 from preceptor_serve.engine.options import EngineOptions
 
@@ -186,7 +186,7 @@ async def _result(name: str, ask: Ask, plan: Plan, *, cold_s: float, memory: Any
     took_s = await alone(ask, num=3 if plan.steps == 0 else 10)
     count = plan.shape.num_documents
     top = await saturated(ask, seconds=plan.seconds)
-    points = await curve(ask, bound_s=plan.bound_s, seconds=plan.seconds, seed=plan.seed, steps=plan.steps)
+    points = await curve(ask, top=top, bound_s=plan.bound_s, seconds=plan.seconds, seed=plan.seed, steps=plan.steps)
     replica, everything = memory()
     return Result(
         name=name,
@@ -224,7 +224,7 @@ def _running(server: str, plan: Plan, port: int) -> Iterator[subprocess.Popen[by
 async def _first_answer(ask: Ask, process: subprocess.Popen[bytes], started_s: float) -> float:
     while True:
         if process.poll() is not None:
-            raise SystemExit(f"{' '.join(map(str, process.args))}: ended at once. See its log beside the bundle.")  # type: ignore[union-attr,arg-type]
+            raise SystemExit("the server ended before it answered. See its log beside the bundle.")
         if time.monotonic() - started_s > START_S:
             raise SystemExit(f"no answer within {START_S:g} s. See the server's log beside the bundle.")
         try:
@@ -261,9 +261,9 @@ def _kept(result: Result, plan: Plan) -> float:
 
 def _print_result(result: Result, plan: Plan, *, limit: float) -> None:
     print(
-        f"{result.name:>22}: {_kept(result, plan):7.1f} documents/s within the bound, {result.saturated:7.1f} saturated"
-        f" ({result.saturated / limit:.0%} of the arithmetic limit); alone {result.alone_s * 1000:.0f} ms; first answer "
-        f"after {result.cold_start_s:.1f} s; {result.replica_mib:.0f} MiB a replica, {result.all_mib:.0f} in all"
+        f"{result.name:>22}: {_kept(result, plan):7.1f} documents/s within the bound, {result.saturated:7.1f} "
+        f"saturated ({result.saturated / limit:.0%} of the arithmetic limit); alone {result.alone_s * 1000:.0f} ms; "
+        f"first answer {result.cold_start_s:.1f} s; {result.replica_mib:.0f} MiB a replica, {result.all_mib:.0f} in all"
     )
     for point in result.points:
         print(

@@ -40,7 +40,7 @@ def _rate(rows: int, inner: int, columns: int, *, seconds: float) -> float:
     left = torch.randn(rows, inner).bfloat16()
     right = torch.randn(columns, inner).bfloat16()
     torch.nn.functional.linear(left, right)
-    times = []
+    times: list[float] = []
     end_s = time.monotonic() + seconds
     while not times or time.monotonic() < end_s:
         started_s = time.monotonic()

@@ -18,7 +18,7 @@ ABANDON_S = 10.0
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """What one arrival rate came to. Latency counts from the moment a request was due; one that failed took for ever."""
+    """What one arrival rate came to. Latency counts from when a request was due; one that failed took for ever."""
 
     rate: float
     num_requests: int
@@ -92,9 +92,11 @@ async def saturated(ask: Ask, *, seconds: float, callers: int = 6) -> float:
     return done / (time.monotonic() - started_s)
 
 
-async def curve(ask: Ask, *, bound_s: float, seconds: float, seed: int, steps: int) -> list[Point]:
-    """Points from light load up to the first rate that breaks `bound_s`, then `steps` halvings of what lies between."""
-    top = await saturated(ask, seconds=seconds)
+async def curve(ask: Ask, *, top: float, bound_s: float, seconds: float, seed: int, steps: int) -> list[Point]:
+    """Points from light load up to the first rate that breaks `bound_s`, then `steps` halvings of what lies between.
+
+    `top`: requests a second of the saturated server.
+    """
     points: list[Point] = []
     low, high = 0.0, top * 1.3
     for share in (0.3, 0.5, 0.65, 0.8, 0.9, 1.0, 1.15):

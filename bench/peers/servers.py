@@ -2,8 +2,8 @@
 
     python -m bench.peers.servers NAME BUNDLE PORT
 
-`ours` is the product. `vllm` is vLLM's own server, with its prefix cache. `sentence-transformers` and `onnxruntime` stand
-behind Ray Serve and take the product's request; requests that wait together are computed together.
+`ours` is the product. `vllm` is vLLM's own server, with its prefix cache. `sentence-transformers` and `onnxruntime`
+stand behind Ray Serve and take the product's request; requests that wait together are computed together.
 """
 
 from __future__ import annotations

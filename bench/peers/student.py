@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -105,28 +105,27 @@ def make_bundle(root: Path, *, num_layers: int, shape: RequestShape, backbone: s
 
 
 def requests(shape: RequestShape, tokenizer: Any, *, seed: int) -> Iterator[ScoreRequest]:
-    """Endless requests of exactly that shape, no text of which comes twice; the same for the same `seed`."""
+    """Endless requests of exactly that shape, no text of which comes twice; the same for the same `seed`.
+
+    Nothing is tokenised after the first: the load's process shares the machine with the server it measures.
+    """
     source = random.Random(seed)
-    # Words of one token each: a text that is so many tokens too long lacks none of meaning when it loses so many words.
+    # Words of one token each, after a number of six digits: as many words are as many tokens, whichever they are.
     words = [word for word in _WORDS if len(tokenizer(f" {word}", add_special_tokens=False)["input_ids"]) == 1]
-    answer = len(document_token_ids(tokenizer, [""], max_document_tokens=10**6)[0])
 
-    def profile(query: str) -> str:
-        def size(text: str) -> int:
-            return len(prefix_token_ids(tokenizer, query, text, max_prefix_tokens=10**6))
+    def text(num_words: int) -> str:
+        return " ".join((str(source.randrange(10**5, 10**6)), *source.choices(words, k=num_words)))
 
-        return _fitted(source, words, shape.prefix_tokens, size)
-
-    def document() -> str:
-        def size(text: str) -> int:
-            return len(document_token_ids(tokenizer, [text], max_document_tokens=10**6)[0])
-
-        return _fitted(source, words, max(shape.document_tokens, answer + 8), size)
-
+    query = " ".join(source.choices(words, k=4))
+    in_prefix = prefix_token_ids(tokenizer, query, text(0), max_prefix_tokens=10**6)
+    in_document = document_token_ids(tokenizer, [text(0)], max_document_tokens=10**6)[0]
+    profile_words, document_words = shape.prefix_tokens - len(in_prefix), shape.document_tokens - len(in_document)
     while True:
-        query = " ".join(source.choices(words, k=4))
-        documents = tuple(document() for _ in range(shape.num_documents))
-        yield ScoreRequest(query=query, profile=profile(query), documents=documents)
+        yield ScoreRequest(
+            query=" ".join(source.choices(words, k=4)),
+            profile=text(profile_words),
+            documents=tuple(text(document_words) for _ in range(shape.num_documents)),
+        )
 
 
 def body(request: ScoreRequest) -> bytes:
@@ -139,9 +138,3 @@ def classify_body(request: ScoreRequest, model: str) -> bytes:
     """`request` as the body of vLLM's POST /classify: whole pairs, which its prefix cache takes apart."""
     pairs = [render_pair(request.query, request.profile, document) for document in request.documents]
     return json.dumps({"model": model, "input": pairs, "use_activation": False, "add_special_tokens": False}).encode()
-
-
-def _fitted(source: random.Random, words: Sequence[str], num_tokens: int, size: Callable[[str], int]) -> str:
-    chosen = [f"{source.randrange(10**6)}", *source.choices(words, k=num_tokens)]
-    over = size(" ".join(chosen)) - num_tokens
-    return " ".join(chosen[:-over]) if over > 0 else " ".join(chosen)

@@ -12,6 +12,7 @@ import logging
 import math
 import time
 import traceback
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ from typing import Protocol, runtime_checkable
 from preceptor.bundle import Blend, DocumentScore, load_bundle
 from preceptor.contracts import ACTIONS, NUM_GRADES, content_id
 from preceptor.errors import PreceptorError, StageFailed
+from preceptor_serve.engine.counts import Counts
 from preceptor_serve.engine.options import EngineOptions
 
 _log = logging.getLogger(__name__)
@@ -103,6 +105,8 @@ class Batching(Protocol):
 
     def load(self) -> Load: ...
 
+    def counts(self) -> Counts: ...
+
     def stuck_s(self) -> float: ...
 
     def close(self) -> None: ...
@@ -141,11 +145,21 @@ def identity_of(scorer: Scorer) -> Identity:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Standing:
+    """How the engine of the replica `name` stood when it answered: what it has done, and what waits."""
+
+    name: str
+    counts: Counts
+    load: Load
+
+
+@dataclass(frozen=True, kw_only=True)
 class Answer:
-    """One score for each document of a request, in its order, and who gave them."""
+    """One score for each document of a request, in its order, who gave them, and how its engine stands if it has one."""
 
     identity: Identity
     scores: tuple[DocumentScore, ...]
+    standing: Standing | None = None
 
 
 class AsyncScorer(Protocol):
@@ -243,11 +257,14 @@ class BatchingScorer:
     def __init__(self, engine: Batching, *, hang_after_s: float = 120.0) -> None:
         self._engine = engine
         self._hang_after_s = hang_after_s
+        # Told apart from its siblings, and from the one it takes the place of.
+        self._name = uuid.uuid4().hex[:8]
 
     async def score(self, query: str, profile: str, documents: Sequence[str]) -> Answer:
         """The scores of `documents`, unchecked."""
         scores = await asyncio.wrap_future(self._engine.submit(query, profile, documents))
-        return Answer(identity=await self.identity(), scores=scores)
+        standing = Standing(name=self._name, counts=self._engine.counts(), load=self._engine.load())
+        return Answer(identity=await self.identity(), scores=scores, standing=standing)
 
     async def identity(self) -> Identity:
         return identity_of(self._engine)

@@ -14,13 +14,13 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import Future, InvalidStateError
-from dataclasses import dataclass
 
 import torch
 
 from preceptor.bundle import TOLERANCE, Blend, DocumentScore, Reader
 from preceptor.errors import StageFailed
 from preceptor_serve.engine.caches import ByteCache
+from preceptor_serve.engine.counts import Counts
 from preceptor_serve.engine.forward import forward
 from preceptor_serve.engine.jobs import Desk, Job, Logits, new_job, next_pieces
 from preceptor_serve.engine.options import EngineOptions
@@ -31,23 +31,6 @@ from preceptor_serve.scorer import Load
 INT8_TOLERANCE = 0.1
 """Largest accepted difference of a probability from the known answers with int8 weights. What int8 must keep is the
 ranking (gate.py); this bound tells a rounded student from a broken one."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Counts:
-    """What an engine has done since it started. `num_padding_tokens` went through the model and meant nothing."""
-
-    num_passes: int
-    num_tokens: int
-    num_padding_tokens: int
-    num_documents: int
-    busy_s: float
-    score_hits: int
-    score_misses: int
-    prefix_hits: int
-    prefix_misses: int
-    token_hits: int
-    token_misses: int
 
 
 class Engine:

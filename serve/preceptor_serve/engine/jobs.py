@@ -114,7 +114,7 @@ class Desk:
             tokens = tuple(ids)
             found[key] = tokens
             self.tokens.put(key, tokens, num_bytes=_ENTRY_BYTES + 8 * len(tokens))
-        return [tokens for key in keys if (tokens := found[key]) is not None]
+        return [known for key in keys if (known := found[key]) is not None]
 
     def _starts(self, tokens: Tokens) -> bool:
         # A document keeps at least one token of its own, whatever it is cut to.

@@ -18,6 +18,7 @@ from typing import Any
 from preceptor.bundle import TOLERANCE, Blend, DocumentScore, Reader, load_bundle
 from preceptor.errors import InputError, StageFailed
 from preceptor_serve.engine.caches import ByteCache
+from preceptor_serve.engine.counts import Counts
 from preceptor_serve.engine.jobs import Desk, Job, Logits, new_job
 from preceptor_serve.engine.options import EngineOptions
 from preceptor_serve.engine.packing import Tokens
@@ -36,7 +37,8 @@ class VllmEngine:
         self._pending: dict[int, tuple[Job, float]] = {}
         self._numbers = itertools.count()
         self._answered_s = time.monotonic()
-        self._tokens_per_s = 0.0
+        self._tokens_per_s = self._busy_s = 0.0
+        self._num_tokens = self._num_documents = 0
         # vLLM ties itself to the event loop it first answers on: it gets one of its own, on its own thread.
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="vllm-engine", daemon=True)
@@ -86,6 +88,23 @@ class VllmEngine:
             num_requests=len(jobs), num_tokens=sum(job.num_tokens for job in jobs), tokens_per_s=self._tokens_per_s
         )
 
+    def counts(self) -> Counts:
+        """What it has done so far; passes and padding are vLLM's own, and not known here."""
+        desk = self._desk
+        return Counts(
+            num_passes=0,
+            num_tokens=self._num_tokens,
+            num_padding_tokens=0,
+            num_documents=self._num_documents,
+            busy_s=self._busy_s,
+            score_hits=desk.scores.num_hits,
+            score_misses=desk.scores.num_misses,
+            prefix_hits=0,
+            prefix_misses=0,
+            token_hits=desk.tokens.num_hits,
+            token_misses=desk.tokens.num_misses,
+        )
+
     def stuck_s(self) -> float:
         """Seconds for which requests have waited and none was answered; infinite where vLLM has died."""
         if self._engine.errored:
@@ -121,7 +140,10 @@ class VllmEngine:
             async with asyncio.TaskGroup() as group:
                 for place, (index, tokens) in enumerate(waiting):
                     group.create_task(self._encode(job, index, tokens, f"{number}-{place}"))
-            self._answered_s = time.monotonic()
+            busy_from_s, self._answered_s = self._answered_s, time.monotonic()
+            self._num_tokens += num_tokens
+            self._num_documents += len(waiting)
+            self._busy_s += self._answered_s - max(started_s, busy_from_s)
             self._tokens_per_s = num_tokens / max(self._answered_s - started_s, 1e-9)
         finally:
             del self._pending[number]
