@@ -100,8 +100,10 @@ class ScorerReplica:
     def __init__(self, bundle: str, options: EngineOptions) -> None:
         given = given_resources()
         threads = options.threads or max(1, int(given.get("CPU", 1)))
-        options = replace(options, threads=threads, cores=claim_cores(threads))
-        self._scorer = load_serving(Path(bundle), options, num_gpus=given.get("GPU", 0))
+        num_gpus = given.get("GPU", 0)
+        # A replica that computes on a GPU leaves the cores to those that do not.
+        options = replace(options, threads=threads, cores=() if num_gpus else claim_cores(threads))
+        self._scorer = load_serving(Path(bundle), options, num_gpus=num_gpus)
 
     async def score(self, query: str, profile: str, documents: Sequence[str]) -> Answer:
         with without_texts():

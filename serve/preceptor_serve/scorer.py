@@ -155,7 +155,7 @@ class Standing:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """One score for each document of a request, in its order, who gave them, and how its engine stands if it has one."""
+    """One score for each document of a request, in its order, who gave them, and how its engine stands."""
 
     identity: Identity
     scores: tuple[DocumentScore, ...]

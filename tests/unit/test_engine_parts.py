@@ -6,7 +6,7 @@ import asyncio
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import combinations
 from pathlib import Path
 
@@ -18,10 +18,12 @@ from preceptor.bundle import DocumentScore
 from preceptor.errors import ParityError
 from preceptor_serve.engine.caches import ByteCache, content_key
 from preceptor_serve.engine.cores import claim_cores
+from preceptor_serve.engine.counts import Counts
 from preceptor_serve.engine.engine import Engine
 from preceptor_serve.engine.gate import TELLING_GAP, RankedRequest, probe_requests, ranking_gap, require_int8
 from preceptor_serve.engine.options import EngineOptions
-from preceptor_serve.scorer import BatchingScorer, Unavailable, probe
+from preceptor_serve.metrics import Metrics
+from preceptor_serve.scorer import BatchingScorer, Load, Standing, Unavailable, probe
 from tests.unit.engines import reader, student
 
 
@@ -125,6 +127,30 @@ def test_a_replica_that_cannot_claim_cores_runs_without(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     assert claim_cores(1, folder=tmp_path / "link") == claim_cores(1, folder=tmp_path / "file") == ()
     assert not list((tmp_path / "elsewhere").iterdir())
+
+
+def standing(name: str, *, num_passes: int, num_tokens: int) -> Standing:
+    zero = dict.fromkeys((field.name for field in fields(Counts)), 0)
+    counts = Counts(**{**zero, "num_passes": num_passes, "num_tokens": num_tokens, "score_hits": 3})
+    return Standing(name=name, counts=counts, load=Load(num_requests=1, num_tokens=70, tokens_per_s=1.0))
+
+
+def test_metrics_tell_what_each_engine_said_last_until_it_falls_silent() -> None:
+    now_s = 0.0
+    metrics = Metrics(replica="edge", clock=lambda: now_s)
+    metrics.engines.heard(standing("a", num_passes=2, num_tokens=900))
+    # An answer that was overtaken by a later one.
+    metrics.engines.heard(standing("a", num_passes=1, num_tokens=500))
+    now_s = 200.0
+    metrics.engines.heard(standing("b", num_passes=1, num_tokens=100))
+    text = metrics.render().decode()
+    assert 'preceptor_engine_tokens_total{scorer="a"} 900.0' in text
+    assert 'preceptor_engine_tokens_total{scorer="b"} 100.0' in text
+    assert 'preceptor_engine_cache_hits_total{cache="score",scorer="b"} 3.0' in text
+    assert 'preceptor_engine_queued_tokens{scorer="b"} 70.0' in text
+    now_s = 400.0
+    text = metrics.render().decode()
+    assert 'scorer="a"' not in text and 'scorer="b"' in text
 
 
 def test_an_engine_answers_many_callers_at_once_and_says_when_it_is_gone() -> None:
