@@ -45,13 +45,10 @@ def main() -> None:
             _serve_peer(arguments.name, arguments.bundle, arguments.port)
 
 
-def _serve_ours(bundle: Path, port: int, precision: Any) -> None:
-    from preceptor.running import ray_cluster
-    from preceptor_serve.app import run_app
-    from preceptor_serve.engine.options import EngineOptions
+def _serve_ours(bundle: Path, port: int, precision: str) -> None:
+    from preceptor.cli import main as preceptor
 
-    with ray_cluster():
-        run_app(bundle, port=port, engine=EngineOptions(precision=precision))
+    sys.exit(preceptor(["serve", "--bundle", str(bundle), "--port", str(port), "--precision", precision]))
 
 
 def _become_vllm(bundle: Path, port: int) -> None:

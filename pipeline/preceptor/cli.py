@@ -382,7 +382,10 @@ def _serve(arguments: argparse.Namespace) -> int:
     from preceptor.running import ray_cluster
     from preceptor_serve.app import run_app
     from preceptor_serve.engine.options import EngineOptions
+    from preceptor_serve.scorer import import_ahead
 
+    # Ray's start is waiting for other processes.
+    import_ahead()
     with ray_cluster():
         run_app(
             arguments.bundle.resolve(),
