@@ -387,14 +387,8 @@ def _serve(arguments: argparse.Namespace) -> int:
     # Ray's start is waiting for other processes.
     import_ahead()
     with ray_cluster():
-        run_app(
-            arguments.bundle.resolve(),
-            host=arguments.host,
-            port=arguments.port,
-            keys=arguments.keys,
-            guard=guard,
-            engine=EngineOptions(precision=arguments.precision),
-        )
+        engine, where = EngineOptions(precision=arguments.precision), {"host": arguments.host, "port": arguments.port}
+        run_app(arguments.bundle.resolve(), **where, keys=arguments.keys, guard=guard, engine=engine)
     return 0
 
 
