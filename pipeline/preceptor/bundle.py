@@ -65,6 +65,21 @@ class Bundle:
         """Names of its heads, in the order of the score matrix's rows."""
         return tuple(head.name for head in self.ranker.heads)
 
+    @property
+    def reader(self) -> Reader:
+        """The same bundle without its weights, for an engine that keeps them in a form of its own."""
+        return Reader(
+            path=self.path,
+            bundle_id=self.bundle_id,
+            policy_version=self.policy_version,
+            blend=self.blend,
+            known_answers=self.known_answers,
+            heads=self.ranker.heads,
+            max_prefix_tokens=self.ranker.limits.max_prefix_tokens,
+            max_document_tokens=self.ranker.limits.max_document_tokens,
+            tokenizer=self.tokenizer,
+        )
+
     def score(self, query: str, profile: str, documents: Sequence[str]) -> list[DocumentScore]:
         """One DocumentScore for each document, in order; the documents share one pass over query and profile."""
         return self.score_many([(query, profile, documents)])[0]
@@ -80,13 +95,55 @@ class Bundle:
 
     def probe(self) -> float:
         """The largest difference of a probability from the known answers; ParityError above TOLERANCE or not finite."""
-        worst = 0.0
-        for known in self.known_answers:
-            got = self.score(known.query, known.profile, [known.document])[0]
-            worst = max(worst, difference(got, self.to_score(known.logits)))
-        if worst > TOLERANCE:
+        got = [self.score(known.query, known.profile, [known.document])[0] for known in self.known_answers]
+        return self.reader.require_known(got, tolerance=TOLERANCE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reader:
+    """A bundle without its weights: from texts to token ids, and from an engine's logits to scores."""
+
+    path: Path
+    bundle_id: str
+    policy_version: str
+    blend: Blend
+    known_answers: tuple[KnownAnswer, ...]
+    heads: tuple[Head, ...]
+    max_prefix_tokens: int
+    max_document_tokens: int
+    tokenizer: Any = field(repr=False)
+
+    @property
+    def num_rows(self) -> int:
+        """Raw logits of one document."""
+        return sum(head.size for head in self.heads)
+
+    def prefix_ids(self, query: str, profile: str) -> list[int]:
+        """Token ids of what the documents of a request share, cut as the ranker cuts them."""
+        from preceptor.ranker.text import prefix_token_ids
+
+        return prefix_token_ids(self.tokenizer, query, profile, max_prefix_tokens=self.max_prefix_tokens)
+
+    def document_ids(self, documents: Sequence[str]) -> list[list[int]]:
+        """Token ids of each document's own part, cut as the ranker cuts it."""
+        from preceptor.ranker.text import document_token_ids
+
+        return document_token_ids(self.tokenizer, documents, max_document_tokens=self.max_document_tokens)
+
+    def to_score(self, logits_R: Sequence[float]) -> DocumentScore:
+        """What the raw logits of one document say."""
+        return to_score(logits_R, self.heads, self.blend)
+
+    def require_known(self, got: Sequence[DocumentScore], *, tolerance: float) -> float:
+        """The largest difference of a probability of `got`, one for each known answer, from what it must be.
+
+        ParityError above `tolerance`, or where a value is not finite.
+        """
+        pairs = zip(got, self.known_answers, strict=True)
+        worst = max((difference(score, self.to_score(known.logits)) for score, known in pairs), default=0.0)
+        if worst > tolerance:
             raise ParityError(
-                f"{self.path}: known answers differ by {worst:.4f}, more than {TOLERANCE}. Export the bundle again."
+                f"{self.path}: known answers differ by {worst:.4f}, more than {tolerance}. Export the bundle again."
             )
         return worst
 

@@ -235,6 +235,12 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
     guard.add_argument(
         "--behind-gateway", action="store_true", help="a gateway authenticates: answer whoever reaches the port"
     )
+    parser.add_argument(
+        "--precision",
+        choices=("float32", "bfloat16", "int8"),
+        default="bfloat16",
+        help="of the weights; int8 only where it ranks as bfloat16 does (default: bfloat16)",
+    )
     parser.set_defaults(run=_serve)
 
 
@@ -375,9 +381,14 @@ def _serve(arguments: argparse.Namespace) -> int:
     require_guarded(arguments.host, keys=arguments.keys, guard=guard)
     from preceptor.running import ray_cluster
     from preceptor_serve.app import run_app
+    from preceptor_serve.engine.options import EngineOptions
+    from preceptor_serve.scorer import import_ahead
 
+    # Ray's start is waiting for other processes.
+    import_ahead()
     with ray_cluster():
-        run_app(arguments.bundle.resolve(), host=arguments.host, port=arguments.port, keys=arguments.keys, guard=guard)
+        engine, where = EngineOptions(precision=arguments.precision), {"host": arguments.host, "port": arguments.port}
+        run_app(arguments.bundle.resolve(), **where, keys=arguments.keys, guard=guard, engine=engine)
     return 0
 
 

@@ -51,6 +51,9 @@ class Desk:
             for ask, answer in zip(asks, answers, strict=True)
         ]
         self.metrics.scored(num_documents)
+        for answer in sound:
+            if answer.standing is not None:
+                self.metrics.engines.heard(answer.standing)
         return sound
 
 

@@ -50,7 +50,7 @@ def make_api(
     clock: Callable[[], float] = time.monotonic,
 ) -> FastAPI:
     """The HTTP API in front of `scorer`; where there are `keys`, for their holders only. `clock` counts seconds."""
-    metrics = Metrics(replica=replica)
+    metrics = Metrics(replica=replica, clock=clock)
     desk = Desk(scorer=scorer, limits=limits or Limits(), metrics=metrics, pace=Pace(clock), clock=clock)
     app = FastAPI(title="Preceptor", version="1", docs_url=None, redoc_url=None, redirect_slashes=False)
     if keys is not None:

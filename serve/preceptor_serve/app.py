@@ -10,12 +10,14 @@ Serve finds the builder's argument type by its annotation at run time: this modu
 import asyncio
 import contextlib
 import json
+import os
 import socket
 import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Awaitable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -29,17 +31,19 @@ from ray.serve.handle import DeploymentHandle
 
 from preceptor.errors import InputError, StageFailed
 from preceptor_serve.api import make_api
+from preceptor_serve.engine.cores import claim_cores
+from preceptor_serve.engine.options import EngineOptions
 from preceptor_serve.keys import Guard, KeyRing, read_keys, require_guarded
 from preceptor_serve.schema import Limits
 from preceptor_serve.scorer import (
     Answer,
     AsyncScorer,
     Identity,
+    Load,
     Overloaded,
-    ThreadedScorer,
     TimedOut,
     Unavailable,
-    load_scorer,
+    load_serving,
     without_texts,
 )
 
@@ -51,9 +55,11 @@ T = TypeVar("T")
 
 
 class AppArgs(BaseModel):
-    """The application's arguments, from serve.yaml or `preceptor serve`. `num_cpus` is also a replica's torch threads.
+    """The application's arguments, from serve.yaml or `preceptor serve`.
 
-    With `keys_file` only holders of its keys are answered; every node that runs an Edge must see it at this path.
+    `num_cpus` is also how many threads a replica's engine has, where `engine` does not say; which cores they get is not
+    for `engine` to say. With `keys_file` only holders of its keys are answered; every node that runs an Edge must see
+    it at this path.
 
     The replica options are defaults: an entry under `deployments` in serve.yaml overrides them.
     """
@@ -63,6 +69,7 @@ class AppArgs(BaseModel):
     bundle: str
     keys_file: str | None = None
     limits: Limits = Field(default_factory=Limits)
+    engine: EngineOptions = Field(default_factory=EngineOptions)
     min_replicas: PositiveInt = 1
     max_replicas: PositiveInt = 2
     target_ongoing_requests: PositiveFloat = 2.0
@@ -88,10 +95,15 @@ class AppArgs(BaseModel):
 
 
 class ScorerReplica:
-    """One replica: a probed bundle and the one thread that scores with it."""
+    """One replica: a probed bundle in an engine, which has the CPUs, or the GPU, that Ray gave the replica."""
 
-    def __init__(self, bundle: str) -> None:
-        self._scorer = ThreadedScorer(load_scorer(Path(bundle)))
+    def __init__(self, bundle: str, options: EngineOptions) -> None:
+        given = given_resources()
+        threads = options.threads or max(1, int(given.get("CPU", 1)))
+        num_gpus = given.get("GPU", 0)
+        # A replica that computes on a GPU leaves the cores to those that do not.
+        options = replace(options, threads=threads, cores=() if num_gpus else claim_cores(threads))
+        self._scorer = load_serving(Path(bundle), options, num_gpus=num_gpus)
 
     async def score(self, query: str, profile: str, documents: Sequence[str]) -> Answer:
         with without_texts():
@@ -100,9 +112,19 @@ class ScorerReplica:
     async def identity(self) -> Identity:
         return await self._scorer.identity()
 
+    async def load(self) -> Load:
+        """What waits in this replica's engine."""
+        return await self._scorer.load()
+
     def check_health(self) -> None:
         """Called by Serve, which replaces the replica where this raises."""
         self._scorer.check_health()
+
+
+def given_resources() -> dict[str, float]:
+    """What Ray gave this replica, by name: CPU, GPU."""
+    given: dict[str, float] = ray.get_runtime_context().get_assigned_resources()
+    return given
 
 
 class RemoteScorer:
@@ -188,7 +210,7 @@ def build(args: AppArgs) -> serve.Application:
             "target_ongoing_requests": args.target_ongoing_requests,
         },
     )
-    return EDGE.bind(scorers.bind(args.bundle), args.limits, args.timeout_s, args.keys_file)
+    return EDGE.bind(scorers.bind(args.bundle, args.engine), args.limits, args.timeout_s, args.keys_file)
 
 
 def run_app(
@@ -198,9 +220,13 @@ def run_app(
     port: int = 8000,
     keys: Path | None = None,
     guard: Guard = "keys",
+    engine: EngineOptions | None = None,
     block: bool = True,
 ) -> str:
     """The URL at which `bundle` answers. Ray must be running: the caller owns the cluster.
+
+    One replica has all of this machine's cores, unless `engine` says how many: a request is answered sooner by two
+    threads than by one of two replicas, and the weights are there once.
 
     Returns once /readyz answers 200, or, with `block`, after Ctrl-C, having shut Serve down. InputError where the
     bundle, the port or the file of `keys` cannot be used, or where `host` lets others in and nothing asks who they are;
@@ -210,13 +236,20 @@ def run_app(
         raise StageFailed("Ray is not running in this process. Call ray.init first.")
     require_guarded(host, keys=keys, guard=guard)
     keys_file = None if keys is None else str(_some_keys(keys))
+    options = engine or EngineOptions()
+    options = replace(options, threads=options.threads or num_cores())
     # Loaded here first: a bundle at fault ends as one line, and not as the traceback of a replica that Serve retries.
-    load_scorer(bundle)
+    load_serving(bundle, options).close()
     _require_free(host, port)
     logging_config = {"log_level": "WARNING", "enable_access_log": False}
     serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port}, logging_config=logging_config)
     try:
-        application = build(AppArgs(bundle=str(bundle.resolve()), keys_file=keys_file))
+        # One CPU of Ray's count stays for the Edge; which cores there are is the engine's to use all the same.
+        num_cpus = max(1.0, min(options.threads, ray.cluster_resources().get("CPU", 1.0) - 1))
+        args = AppArgs(
+            bundle=str(bundle.resolve()), keys_file=keys_file, engine=options, max_replicas=1, num_cpus=num_cpus
+        )
+        application = build(args)
         serve.run(application, name=APP_NAME, route_prefix="/", logging_config=logging_config)
     except RuntimeError as error:
         serve.shutdown()
@@ -229,6 +262,11 @@ def run_app(
             threading.Event().wait()
         serve.shutdown()
     return url
+
+
+def num_cores() -> int:
+    """Cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _some_keys(file: Path) -> Path:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable
 from typing import Final
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from preceptor_serve.engine_series import EngineSeries
 
 ROUTES: Final = (
     "/v1/score",
@@ -22,8 +26,10 @@ LATENCY_BUCKETS_S: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 
 class Metrics:
     """What one edge process counts. `replica` tells its series from those of its siblings."""
 
-    def __init__(self, *, replica: str) -> None:
+    def __init__(self, *, replica: str, clock: Callable[[], float] = time.monotonic) -> None:
         self.registry = CollectorRegistry()
+        self.engines = EngineSeries(clock)
+        self.registry.register(self.engines)
         self._replica = replica
         self._requests = Counter(
             "preceptor_requests_total", "Answered requests.", ("route", "status", "replica"), registry=self.registry

@@ -1,17 +1,21 @@
 """From a bundle to scores, without HTTP and without Ray.
 
 `Scorer` is what a bundle offers: a blocking call. `AsyncScorer` is what the HTTP edge needs: an awaitable answer that
-says which bundle gave it. `ThreadedScorer` turns the first into the second inside one process.
+says which bundle gave it. `ThreadedScorer` turns the first into the second inside one process, one request after the
+other; `BatchingScorer` does so for an engine, which computes requests together.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
+import threading
 import time
 import traceback
+import uuid
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +24,10 @@ from typing import Protocol, runtime_checkable
 from preceptor.bundle import Blend, DocumentScore, load_bundle
 from preceptor.contracts import ACTIONS, NUM_GRADES, content_id
 from preceptor.errors import PreceptorError, StageFailed
+from preceptor_serve.engine.counts import Counts
+from preceptor_serve.engine.options import EngineOptions
+
+_log = logging.getLogger(__name__)
 
 PROBE_QUERY = "warehouse operative nights"
 PROBE_PROFILE = "Forklift licence, four years in distribution, looking for night shifts."
@@ -83,6 +91,37 @@ class Probing(Protocol):
     def probe(self) -> float: ...
 
 
+class Batching(Protocol):
+    """A scorer that takes many requests at once and computes them together: see preceptor_serve.engine."""
+
+    @property
+    def bundle_id(self) -> str: ...
+
+    @property
+    def policy_version(self) -> str: ...
+
+    def submit(self, query: str, profile: str, documents: Sequence[str]) -> Future[tuple[DocumentScore, ...]]: ...
+
+    def score(self, query: str, profile: str, documents: Sequence[str]) -> tuple[DocumentScore, ...]: ...
+
+    def load(self) -> Load: ...
+
+    def counts(self) -> Counts: ...
+
+    def stuck_s(self) -> float: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """What waits in an engine, and how fast it has been going: enough to tell whether a deadline can be met."""
+
+    num_requests: int
+    num_tokens: int
+    tokens_per_s: float
+
+
 @runtime_checkable
 class Blending(Protocol):
     """A scorer that says how its scores blend expected grade and actions."""
@@ -107,11 +146,21 @@ def identity_of(scorer: Scorer) -> Identity:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Standing:
+    """How the engine of the replica `name` stood when it answered: what it has done, and what waits."""
+
+    name: str
+    counts: Counts
+    load: Load
+
+
+@dataclass(frozen=True, kw_only=True)
 class Answer:
-    """One score for each document of a request, in its order, and who gave them."""
+    """One score for each document of a request, in its order, who gave them, and how its engine stands."""
 
     identity: Identity
     scores: tuple[DocumentScore, ...]
+    standing: Standing | None = None
 
 
 class AsyncScorer(Protocol):
@@ -161,13 +210,18 @@ class ThreadedScorer:
         self._scorer = scorer
         self._hang_after_s = hang_after_s
         self._started_s: float | None = None
+        self._num_waiting = 0
         # One thread: a request uses all of the replica's cores, and a second beside it would only add switching.
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="scorer")
 
     async def score(self, query: str, profile: str, documents: Sequence[str]) -> Answer:
         """The scores of `documents`, unchecked. A request whose caller has gone before its turn is never computed."""
         loop = asyncio.get_running_loop()
-        scores = await loop.run_in_executor(self._executor, self._compute, query, profile, tuple(documents))
+        self._num_waiting += 1
+        try:
+            scores = await loop.run_in_executor(self._executor, self._compute, query, profile, tuple(documents))
+        finally:
+            self._num_waiting -= 1
         return Answer(identity=identity_of(self._scorer), scores=scores)
 
     async def identity(self) -> Identity:
@@ -179,12 +233,102 @@ class ThreadedScorer:
         if started_s is not None and time.monotonic() - started_s > self._hang_after_s:
             raise Unavailable(f"a request has been computing for over {self._hang_after_s:g} s; restart the replica")
 
+    async def load(self) -> Load:
+        """What waits or is computed now. Its tokens are not known: nothing has read the texts."""
+        return Load(num_requests=self._num_waiting, num_tokens=0, tokens_per_s=0.0)
+
+    def close(self) -> None:
+        """End the thread once it has computed what it computes now."""
+        self._executor.shutdown(cancel_futures=True)
+
     def _compute(self, query: str, profile: str, documents: tuple[str, ...]) -> tuple[DocumentScore, ...]:
         self._started_s = time.monotonic()
         try:
             return tuple(self._scorer.score(query, profile, documents))
         finally:
             self._started_s = None
+
+
+class BatchingScorer:
+    """An AsyncScorer around an engine. What its caller no longer waits for is taken off the engine's queue.
+
+    `hang_after_s` is how long the engine may compute without a sign before `check_health` calls it hung.
+    """
+
+    def __init__(self, engine: Batching, *, hang_after_s: float = 120.0) -> None:
+        self._engine = engine
+        self._hang_after_s = hang_after_s
+        # Told apart from its siblings, and from the one it takes the place of.
+        self._name = uuid.uuid4().hex[:8]
+
+    async def score(self, query: str, profile: str, documents: Sequence[str]) -> Answer:
+        """The scores of `documents`, unchecked."""
+        scores = await asyncio.wrap_future(self._engine.submit(query, profile, documents))
+        standing = Standing(name=self._name, counts=self._engine.counts(), load=self._engine.load())
+        return Answer(identity=await self.identity(), scores=scores, standing=standing)
+
+    async def identity(self) -> Identity:
+        return identity_of(self._engine)
+
+    async def load(self) -> Load:
+        """What waits in the engine now."""
+        return self._engine.load()
+
+    def check_health(self) -> None:
+        """Nothing; Unavailable where the engine has been silent for `hang_after_s`, or is gone."""
+        if self._engine.stuck_s() > self._hang_after_s:
+            raise Unavailable(f"the engine has been computing for over {self._hang_after_s:g} s; restart the replica")
+
+    def close(self) -> None:
+        """End the engine; what still waits is cancelled."""
+        self._engine.close()
+
+
+def load_batching(bundle: Path, options: EngineOptions, *, num_gpus: float = 0.0) -> Batching:
+    """The bundle at `bundle` in an engine, probed: vLLM's on a GPU, else the packed one of this project.
+
+    InputError where it cannot be loaded so; else as `probe`.
+    """
+    engine: Batching
+    if num_gpus:
+        from preceptor_serve.engine.vllm_engine import VllmEngine
+
+        engine = VllmEngine(bundle, options)
+    else:
+        from preceptor_serve.engine.loading import load_engine
+
+        engine = load_engine(bundle, options)
+    try:
+        probe(engine)
+    except BaseException:
+        engine.close()
+        raise
+    return engine
+
+
+def load_serving(bundle: Path, options: EngineOptions, *, num_gpus: float = 0.0) -> BatchingScorer | ThreadedScorer:
+    """The bundle at `bundle` as a replica serves it, probed: in an engine, or, with a notice, as transformers has it.
+
+    The latter where the packed engine does not know its architecture. Else as `load_batching`.
+    """
+    from preceptor_serve.engine.student import UnknownArchitecture
+
+    try:
+        return BatchingScorer(load_batching(bundle, options, num_gpus=num_gpus))
+    except UnknownArchitecture as error:
+        _log.warning("%s: %s. Served by transformers in bfloat16, one request at a time.", bundle, error)
+        return ThreadedScorer(load_scorer(bundle))
+
+
+def import_ahead() -> None:
+    """Starts a thread that imports what loading a bundle needs: 9 s of the 10 s that the first one takes on 2 cores."""
+
+    def imports() -> None:
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer  # noqa: F401
+
+        import preceptor_serve.engine.loading  # noqa: F401
+
+    threading.Thread(target=imports, name="imports", daemon=True).start()
 
 
 def load_scorer(bundle: Path) -> Scorer:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -98,6 +99,23 @@ def test_a_batch_and_a_reranking_are_the_same_scores(session: httpx.Client, bund
     given = {result["index"]: result["relevance_score"] for result in ranked["results"]}
     total = sum(weights.values())
     assert [given[index] for index in range(3)] == pytest.approx([score / total for score in scores], abs=TOLERANCE)
+
+
+def test_the_engine_computes_and_remembers_behind_serve(session: httpx.Client) -> None:
+    def series() -> dict[str, float]:
+        lines = [line for line in session.get("/metrics").text.splitlines() if line.startswith("preceptor_engine_")]
+        return {re.sub(r'scorer="\w+",?', "", line.split()[0]): float(line.split()[1]) for line in lines}
+
+    documents = ["A posting that no other test asks for.", "And another."]
+    assert session.post("/v1/score", **body(documents=documents)).status_code == 200
+    before = series()
+    assert before["preceptor_engine_tokens_total{}"] > 0
+    assert before["preceptor_engine_padding_tokens_total{}"] == 0
+    assert session.post("/v1/score", **body(documents=documents[::-1])).status_code == 200
+    after = series()
+    assert after["preceptor_engine_tokens_total{}"] == before["preceptor_engine_tokens_total{}"]
+    hits = [found for found in after if "cache_hits_total" in found and "score" in found]
+    assert [after[name] - before[name] for name in hits] == [2]
 
 
 def test_only_holders_of_a_key_are_answered_through_serve(session: httpx.Client, keys_file: Path) -> None:

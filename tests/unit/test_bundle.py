@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import shutil
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,8 @@ from preceptor.ranker.model import action_heads, grade_heads, init_ranker
 from preceptor.ranker.text import prompt_token_ids
 from preceptor.recipe import BackboneConfig, Blend
 from preceptor.record import Record, read_record
+from preceptor_serve.engine.options import EngineOptions
+from preceptor_serve.scorer import BatchingScorer, load_serving
 
 BLEND = Blend(relevance=0.7, click=0.2, apply=0.1)
 CONFIG = ExportConfig(backbone="random-tiny", blend=BLEND, check_vllm=False)
@@ -241,6 +245,30 @@ def test_an_engine_that_differs_is_refused(bundle: Bundle, place: int, shift: fl
     with pytest.raises(ParityError, match=bundle.bundle_id):
         check_parity(changed, with_vllm=False)
     assert bundle.probe() <= TOLERANCE
+
+
+def test_a_bundle_that_the_engine_does_not_know_is_served_all_the_same(
+    exported: Record, bundle: Bundle, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    strange = shutil.copytree(exported.path / "bundle", tmp_path / "bundle")
+    config = json.loads((strange / "config.json").read_text())
+    (strange / "config.json").write_text(json.dumps(config | {"hidden_act": "relu"}))
+    described = json.loads((strange / "bundle.json").read_text())
+    loaded = load_bundle(strange)
+    asked = [(known["query"], known["profile"], [known["document"]]) for known in described["known_answers"]]
+    rows = request_logits(loaded.ranker, loaded.tokenizer, asked)
+    for known, (row,) in zip(described["known_answers"], rows, strict=True):
+        known["logits"] = row
+    (strange / "bundle.json").write_text(json.dumps(described))
+
+    with closing(load_serving(strange, EngineOptions())) as served:
+        assert "hidden_act=relu" in caplog.text
+        answer = asyncio.run(served.score("night nurse", "registered nurse", ["Staff Nurse", "Baker"]))
+        assert list(answer.scores) == loaded.score("night nurse", "registered nurse", ["Staff Nurse", "Baker"])
+        assert asyncio.run(served.load()).num_requests == 0
+    caplog.clear()
+    with closing(load_serving(bundle.path, EngineOptions())) as served:
+        assert not caplog.text and isinstance(served, BatchingScorer)
 
 
 def test_a_failed_gate_exports_nothing(student: Record, tmp_path: Path) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import importlib
 import traceback
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -15,9 +17,10 @@ import yaml
 
 from preceptor.bundle import DocumentScore
 from preceptor.errors import PreceptorError
+from preceptor_serve.engine.options import EngineOptions
 from preceptor_serve.keys import require_guarded
 from preceptor_serve.schema import Limits
-from preceptor_serve.scorer import Answer, AsyncScorer, Broken, FakeScorer, Identity, Overloaded, TimedOut, Unavailable
+from preceptor_serve.scorer import Answer, AsyncScorer, Broken, Identity, Overloaded, TimedOut, Unavailable
 from tests.unit.serving import GOOD, SECRET
 
 SERVE_YAML = Path(__file__).resolve().parents[2] / "serve" / "serve.yaml"
@@ -38,6 +41,7 @@ def test_serve_yaml_is_valid_and_fits_the_application():
     assert getattr(importlib.import_module(module), name) is build
     args = AppArgs.model_validate(application.args)
     assert args.limits == Limits()
+    assert args.engine == EngineOptions()
     build(args)
     scorer = next(deployment for deployment in application.deployments if deployment.name == "Scorer")
     assert {deployment.name for deployment in application.deployments} == {"Edge", "Scorer"}
@@ -53,6 +57,8 @@ def test_serve_yaml_is_valid_and_fits_the_application():
         {"bundle": "b", "max_replica": 3},
         {"bundle": "b", "limits": {"max_document": 3}},
         {"bundle": "b", "limits": {"max_documents": 0}},
+        {"bundle": "b", "engine": {"precision": "int4"}},
+        {"bundle": "b", "engine": {"thread": 2}},
         {"bundle": "b", "limits": {"blend": {"click": [0.5, 0.2]}}},
         {"bundle": "b", "limits": {"blend": {"save": [0, 1]}}},
         {"bundle": "b", "keys": "f"},
@@ -70,12 +76,16 @@ def test_arguments_that_cannot_work_are_refused(args):
 def test_a_defect_in_a_replica_says_nothing_of_what_was_scored(monkeypatch: pytest.MonkeyPatch):
     from preceptor_serve.app import ScorerReplica
 
-    def broken_rule(query: str, profile: str, document: str) -> DocumentScore:
-        raise ValueError(f"cannot tokenize {query}")
+    def submit(query: str, profile: str, documents: Sequence[str]) -> Future[tuple[DocumentScore, ...]]:
+        failed: Future[tuple[DocumentScore, ...]] = Future()
+        failed.set_exception(ValueError(f"cannot tokenize {query}"))
+        return failed
 
-    monkeypatch.setattr("preceptor_serve.app.load_scorer", lambda path: FakeScorer(rule=broken_rule))
+    engine = SimpleNamespace(bundle_id="b", policy_version="v", submit=submit)
+    monkeypatch.setattr("preceptor_serve.scorer.load_batching", lambda path, options, num_gpus: engine)
+    monkeypatch.setattr("preceptor_serve.app.given_resources", dict)
     with pytest.raises(Broken) as caught:
-        asyncio.run(ScorerReplica("bundle").score(SECRET, SECRET, [SECRET]))
+        asyncio.run(ScorerReplica("bundle", EngineOptions()).score(SECRET, SECRET, [SECRET]))
     assert SECRET not in "".join(traceback.format_exception(caught.value))
 
 

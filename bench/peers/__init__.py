@@ -1,0 +1,1 @@
+"""What bench/serve_latency.py sends requests to: one student, one kind of request, and a server for each peer."""

@@ -1,0 +1,210 @@
+"""One server of the benchmark in this process, tuned for it, until it is interrupted.
+
+    python -m bench.peers.servers NAME BUNDLE PORT
+
+`ours` is the product. `vllm` is vLLM's own server, with its prefix cache. `sentence-transformers` and `onnxruntime`
+stand behind Ray Serve and take the product's request; requests that wait together are computed together.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import sys
+import threading
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+NAMES: Final = ("ours", "vllm", "sentence-transformers", "onnxruntime")
+ANSWERS_AT: Final = {"vllm": "/classify"}
+"""Paths of scoring, where it is not /v1/score."""
+PAIRS_A_BATCH: Final = 32
+
+
+class Model(Protocol):
+    """Logits of whole pairs."""
+
+    def __call__(self, pairs: Sequence[tuple[str, str]]) -> Any: ...
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("name", choices=NAMES)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("port", type=int)
+    parser.add_argument("--precision", default="bfloat16", help="of ours")
+    arguments = parser.parse_args()
+    if arguments.name == "vllm":
+        _become_vllm(arguments.bundle, arguments.port)
+    with contextlib.suppress(KeyboardInterrupt):
+        if arguments.name == "ours":
+            _serve_ours(arguments.bundle, arguments.port, arguments.precision)
+        else:
+            _serve_peer(arguments.name, arguments.bundle, arguments.port)
+
+
+def _serve_ours(bundle: Path, port: int, precision: str) -> None:
+    from preceptor.cli import main as preceptor
+
+    sys.exit(preceptor(["serve", "--bundle", str(bundle), "--port", str(port), "--precision", precision]))
+
+
+def _become_vllm(bundle: Path, port: int) -> None:
+    environment = {
+        **os.environ,
+        "VLLM_CPU_KVCACHE_SPACE": "2",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_LEVEL": "WARNING",
+        "HF_HUB_OFFLINE": "1",
+    }
+    command = [
+        *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(bundle)),
+        *("--runner", "pooling", "--dtype", "bfloat16", "--max-model-len", "512"),
+        *("--host", "127.0.0.1", "--port", str(port), "--served-model-name", "student"),
+        # Measured by vLLM's own advice for small models: large batches of tokens, many sequences at once.
+        *("--enable-prefix-caching", "--max-num-batched-tokens", "4096", "--max-num-seqs", "64"),
+        *("--enforce-eager", "--disable-uvicorn-access-log"),
+    ]
+    os.execve(sys.executable, command, environment)
+
+
+def _serve_peer(name: str, bundle: Path, port: int) -> None:
+    from ray import serve
+
+    from preceptor.running import ray_cluster
+
+    with ray_cluster():
+        # The edge parses and the replica computes with all cores, as with ours.
+        deployment = serve.deployment(
+            name="Peer", max_ongoing_requests=64, ray_actor_options={"num_cpus": 1}, num_replicas=1
+        )(_peer_class())
+        logging_config = {"log_level": "WARNING", "enable_access_log": False}
+        serve.start(http_options={"host": "127.0.0.1", "port": port}, logging_config=logging_config)
+        serve.run(deployment.bind(name, str(bundle)), route_prefix="/", logging_config=logging_config)
+        with contextlib.suppress(KeyboardInterrupt):
+            threading.Event().wait()
+        serve.shutdown()
+
+
+def _peer_class() -> Any:
+    """The deployment's class, made where Ray is loaded."""
+    from ray import serve
+    from starlette.requests import Request
+
+    from preceptor.ranker.text import render_document, render_prefix
+
+    class Peer:
+        def __init__(self, name: str, bundle: str) -> None:
+            self._model = load_model(name, Path(bundle))
+
+        async def __call__(self, request: Request) -> Any:
+            asked = await request.json()
+            prefix = render_prefix(asked["query"], asked["profile"])
+            pairs = [(prefix, f"{render_document(document)}\nGrade: ") for document in asked["documents"]]
+            return {"logits": await self._together(pairs)}
+
+        @serve.batch(max_batch_size=8, batch_wait_timeout_s=0.005)
+        async def _together(self, requests: list[list[tuple[str, str]]]) -> list[Any]:
+            import asyncio
+
+            logits = await asyncio.to_thread(self._model, [pair for pairs in requests for pair in pairs])
+            answers, start = [], 0
+            for pairs in requests:
+                answers.append(logits[start : start + len(pairs)].tolist())
+                start += len(pairs)
+            return answers
+
+    return Peer
+
+
+def load_model(name: str, bundle: Path) -> Model:
+    """The bundle's student in the library `name`, on all cores."""
+    return _in_sentence_transformers(bundle) if name == "sentence-transformers" else _in_onnxruntime(bundle)
+
+
+def _in_sentence_transformers(bundle: Path) -> Model:
+    import torch
+    from sentence_transformers import CrossEncoder
+
+    torch.set_num_threads(os.cpu_count() or 1)
+    encoder = CrossEncoder(
+        str(bundle),
+        device="cpu",
+        max_length=512,
+        activation_fn=torch.nn.Identity(),
+        model_kwargs={"dtype": torch.bfloat16},
+    )
+
+    def score(pairs: Sequence[tuple[str, str]]) -> Any:
+        return encoder.predict(list(pairs), batch_size=PAIRS_A_BATCH, convert_to_numpy=True, show_progress_bar=False)
+
+    return score
+
+
+def _in_onnxruntime(bundle: Path) -> Model:
+    import numpy as np
+    import onnxruntime
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(bundle)
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = os.cpu_count() or 1
+    session = onnxruntime.InferenceSession(str(export_int8(bundle)), options, providers=["CPUExecutionProvider"])
+
+    def batch(pairs: Sequence[tuple[str, str]]) -> Any:
+        texts = ["".join(pair) for pair in pairs]
+        read = tokenizer(texts, padding=True, padding_side="right", add_special_tokens=False, return_tensors="np")
+        return session.run(None, {"ids": read["input_ids"], "mask": read["attention_mask"]})[0]
+
+    def score(pairs: Sequence[tuple[str, str]]) -> Any:
+        parts = [pairs[start : start + PAIRS_A_BATCH] for start in range(0, len(pairs), PAIRS_A_BATCH)]
+        return np.concatenate([batch(part) for part in parts])
+
+    return score
+
+
+def export_int8(bundle: Path) -> Path:
+    """The bundle's student as an ONNX file with int8 weights, made once, beside the bundle."""
+    import torch
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+    from transformers import AutoModelForSequenceClassification
+
+    target = bundle.parent / "onnx" / "int8.onnx"
+    if target.is_file():
+        return target
+    target.parent.mkdir(exist_ok=True)
+    classifier: Any = AutoModelForSequenceClassification.from_pretrained(
+        bundle, dtype=torch.float32, attn_implementation="eager"
+    ).eval()
+
+    class Logits(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.classifier = classifier
+
+        def forward(self, ids: Any, mask: Any) -> Any:
+            return self.classifier(input_ids=ids, attention_mask=mask, use_cache=False).logits
+
+    whole = target.with_name("float32.onnx")
+    ids = torch.randint(5, 100, (2, 9))
+    # The exporter that needs nothing beside onnx; the newer one wants onnxscript.
+    torch.onnx.export(
+        Logits(),
+        (ids, torch.ones_like(ids)),
+        str(whole),
+        dynamo=False,
+        opset_version=17,
+        input_names=["ids", "mask"],
+        output_names=["logits"],
+        dynamic_axes={"ids": {0: "n", 1: "t"}, "mask": {0: "n", 1: "t"}, "logits": {0: "n"}},
+    )
+    made = target.with_name("int8.part.onnx")
+    quantize_dynamic(str(whole), str(made), weight_type=QuantType.QInt8, per_channel=True)
+    made.rename(target)
+    return target
+
+
+if __name__ == "__main__":
+    main()

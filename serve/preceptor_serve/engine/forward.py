@@ -1,0 +1,165 @@
+"""One forward pass of a student over a packed batch.
+
+Shapes: T tokens of the batch, N documents in it, H hidden size, A attention heads, K key-value heads, S = A + K, E
+width of a head, L prefix tokens, R rows of the heads.
+
+Linear layers run over all T tokens at once; only attention knows pieces and blocks. The layers are those of Llama, and
+of Qwen3, which also norms queries and keys.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear, rms_norm, silu
+
+from preceptor_serve.engine.attention import attend, causal_mask
+from preceptor_serve.engine.packing import Packed, PrefixState
+from preceptor_serve.engine.student import LastLayer, Layer, Norms, Rest, Shape, Student
+
+
+@dataclass(frozen=True, kw_only=True)
+class Forwarded:
+    """Raw logits [N, R] in float32, rows as the batch's documents stand, and what each piece's prefix came to."""
+
+    logits_NR: Tensor
+    prefixes: tuple[PrefixState, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Pass:
+    """What every layer of one pass shares."""
+
+    student: Student
+    packed: Packed
+    states: Sequence[Tensor]
+    """Keys and values of each piece's prefix, [layers, 2, K, L, E]: known before, or filled layer by layer."""
+    masks: dict[int, Tensor]
+
+
+@torch.inference_mode()
+def forward(student: Student, packed: Packed) -> Forwarded:
+    """What `student` says of the documents of `packed`."""
+    shared = _begin(student, packed)
+    hidden_TH = student.embedding_VH.index_select(0, packed.tokens_T)
+    for index, layer in enumerate(student.layers):
+        _whole_layer(hidden_TH, layer, index, shared)
+    last_NH = _last_layer(hidden_TH, student.last, len(student.layers), shared)
+    # The heads in float32, whatever the layers: it costs nothing, and bfloat16 knows no number between 4 and 4.03.
+    normed_NH = rms_norm(last_NH.float(), (last_NH.shape[1],), student.norm_H, student.shape.epsilon)
+    return Forwarded(
+        logits_NR=linear(normed_NH, student.score_RH),
+        prefixes=tuple(PrefixState(states=states) for states in shared.states),
+    )
+
+
+def _begin(student: Student, packed: Packed) -> _Pass:
+    shape = student.shape
+    size = (len(student.layers) + 1, 2, shape.num_key_heads)
+    lengths = {block.length for piece in packed.pieces for block in piece.blocks}
+    lengths |= {piece.num_prefix for piece in packed.pieces if piece.known is None}
+    group = shape.num_heads // shape.num_key_heads
+    return _Pass(
+        student=student,
+        packed=packed,
+        states=[
+            torch.empty(*size, piece.num_prefix, shape.width, dtype=student.dtype)
+            if piece.known is None
+            else piece.known.states
+            for piece in packed.pieces
+        ],
+        masks={length: causal_mask(length, group, student.dtype) for length in lengths},
+    )
+
+
+def _whole_layer(hidden_TH: Tensor, layer: Layer, index: int, shared: _Pass) -> None:
+    """Adds to `hidden_TH` what `layer` computes of it."""
+    student, shape = shared.student, shared.student.shape
+    normed_TH = student.kernels.norm(hidden_TH, layer.norms.input_H, shape.epsilon)
+    states_TXE = layer.query_key_value(normed_TH).unflatten(1, (-1, shape.width))
+    turned_TSE = _turned(states_TXE[:, : -shape.num_key_heads], layer.norms, student, shared.packed.positions_T)
+    query_TAE, key_TKE = turned_TSE.split([shape.num_heads, shape.num_key_heads], dim=1)
+    value_TKE = states_TXE[:, -shape.num_key_heads :]
+    _keep_prefixes(key_TKE, value_TKE, index, shared)
+    out_TX = hidden_TH.new_empty(hidden_TH.shape[0], shape.query_size)
+
+    def over(span: slice, prefix_2KLE: Tensor | None, *, count: int, length: int) -> None:
+        attend(
+            query_TAE[span],
+            key_TKE[span],
+            value_TKE[span],
+            prefix_2KLE,
+            count=count,
+            scaling=shape.scaling,
+            mask_1CM=shared.masks[length],
+            out_CX=out_TX[span],
+        )
+
+    for piece, states in zip(shared.packed.pieces, shared.states, strict=True):
+        if piece.known is None:
+            over(slice(piece.prefix_start, piece.documents_start), None, count=1, length=piece.num_prefix)
+        for block in piece.blocks:
+            over(block.span, states[index], count=block.count, length=block.length)
+    _finish(hidden_TH, out_TX, layer.rest, student)
+
+
+def _last_layer(hidden_TH: Tensor, layer: LastLayer, index: int, shared: _Pass) -> Tensor:
+    """The documents' last hidden states [N, H]."""
+    student, shape, packed = shared.student, shared.student.shape, shared.packed
+    normed_TH = student.kernels.norm(hidden_TH, layer.norms.input_H, shape.epsilon)
+    states_TXE = layer.key_value(normed_TH).unflatten(1, (-1, shape.width))
+    key_TKE, value_TKE = states_TXE.split(shape.num_key_heads, dim=1)
+    key_TKE = student.kernels.turn(
+        _head_normed(key_TKE, layer.norms.key_E, shape), packed.positions_T, student.turns_XE
+    )
+    query_NAE = layer.query(normed_TH.index_select(0, packed.ends_N)).unflatten(1, (-1, shape.width))
+    positions_N = packed.positions_T.index_select(0, packed.ends_N)
+    query_NAE = student.kernels.turn(_head_normed(query_NAE, layer.norms.query_E, shape), positions_N, student.turns_XE)
+    _keep_prefixes(key_TKE, value_TKE, index, shared)
+    out_NX = hidden_TH.new_empty(packed.ends_N.shape[0], shape.query_size)
+    for piece, states in zip(packed.pieces, shared.states, strict=True):
+        for block in piece.blocks:
+            attend(
+                query_NAE[block.rows],
+                key_TKE[block.span],
+                value_TKE[block.span],
+                states[index],
+                count=block.count,
+                scaling=shape.scaling,
+                mask_1CM=None,
+                out_CX=out_NX[block.rows],
+            )
+    last_NH = hidden_TH.index_select(0, packed.ends_N)
+    _finish(last_NH, out_NX, layer.rest, student)
+    return last_NH
+
+
+def _finish(hidden_CH: Tensor, attended_CX: Tensor, rest: Rest, student: Student) -> None:
+    """Adds attention's output and the MLP's to `hidden_CH`."""
+    hidden_CH += rest.attention_out(attended_CX)
+    gate, up = rest.gate_up(student.kernels.norm(hidden_CH, rest.norm_H, student.shape.epsilon)).chunk(2, dim=1)
+    hidden_CH += rest.down(silu(gate).mul_(up))
+
+
+def _keep_prefixes(key_TKE: Tensor, value_TKE: Tensor, index: int, shared: _Pass) -> None:
+    for piece, states in zip(shared.packed.pieces, shared.states, strict=True):
+        if piece.known is None:
+            span = slice(piece.prefix_start, piece.documents_start)
+            states[index, 0] = key_TKE[span].transpose(0, 1)
+            states[index, 1] = value_TKE[span].transpose(0, 1)
+
+
+def _turned(states_TSE: Tensor, norms: Norms, student: Student, positions_T: Tensor) -> Tensor:
+    """Queries and keys, side by side, at their positions."""
+    if norms.query_E is not None:
+        query, key = states_TSE.split([student.shape.num_heads, student.shape.num_key_heads], dim=1)
+        parts = (_head_normed(query, norms.query_E, student.shape), _head_normed(key, norms.key_E, student.shape))
+        states_TSE = torch.cat(parts, dim=1)
+    return student.kernels.turn(states_TSE, positions_T, student.turns_XE)
+
+
+def _head_normed(states_CSE: Tensor, weight_E: Tensor | None, shape: Shape) -> Tensor:
+    return states_CSE if weight_E is None else rms_norm(states_CSE, (shape.width,), weight_E, shape.epsilon)
