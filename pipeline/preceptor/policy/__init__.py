@@ -8,7 +8,7 @@ from preceptor.policy.diff import Change, PolicyDiff, diff
 from preceptor.policy.diff_text import diff_json, diff_text
 from preceptor.policy.document import Policy, load_policy
 from preceptor.policy.findings import Finding, format_findings
-from preceptor.policy.golden import load_golden
+from preceptor.policy.golden import golden_files, load_golden
 from preceptor.policy.lint import lint
 from preceptor.policy.precedents import Precedent
 from preceptor.policy.prompts import ANSWER, REASONED_ANSWER, messages, prompt_hash, reasoned_messages
@@ -32,6 +32,7 @@ __all__ = [
     "diff_json",
     "diff_text",
     "format_findings",
+    "golden_files",
     "lint",
     "load_golden",
     "load_policy",
