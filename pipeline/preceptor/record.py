@@ -176,6 +176,15 @@ def to_jsonable(value: object) -> Any:
     return value
 
 
+def file_digest(file: Path) -> str:
+    """16 hex digits of the file's bytes, for a config that stands for content; InputError where it cannot be read."""
+    try:
+        with file.open("rb") as source:
+            return hashlib.file_digest(source, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
+    except OSError as error:
+        raise InputError(f"{file}: not readable ({error.strerror}). Check its permissions.") from error
+
+
 def write_json(file: Path, content: object) -> None:
     """Write `content` to `file` whole or not at all; StageFailed where the disk refuses."""
     text = json.dumps(content, indent=2, sort_keys=True)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from preceptor.contracts import ACTIONS, IMPRESSIONS, OVERALL, PAIRS, SPLITS, content_id, rows_to_table, split_of
-from preceptor.errors import PolicyError, RecipeError
+from preceptor.errors import DriftError, PolicyError, RecipeError
 from preceptor.evaluation.metrics import ndcg_at
 from preceptor.market import (
     Group,
@@ -35,12 +35,12 @@ from preceptor.market.latent import STYLES, Direction, Holding, Workplace, strea
 from preceptor.market.latent import Path as WayOn
 from preceptor.market.postings import MIX, kinds_for
 from preceptor.market.roles import catalogue
-from preceptor.market.stage import market
+from preceptor.market.stage import market, work_of
 from preceptor.market.texts import posting_text, profile_text, query_text
 from preceptor.market.truth import explain
 from preceptor.policy import Rubric, load_policy
 from preceptor.recipe import POLICY_DIR, MarketConfig
-from preceptor.record import DEV, begin
+from preceptor.record import DEV, begin, read_record
 
 CONFIG = MarketConfig(num_queries=60, documents_per_query=10, num_requests=80, num_holdout_requests=40)
 QUERY = Query(style="title", role="hgv_driver")
@@ -393,6 +393,23 @@ def test_a_golden_file_that_is_refused_costs_an_earlier_corpus_nothing(tmp_path:
         market(CONFIG, policy=policy, out=out)
     assert str(caught.value).startswith(f"{file}:3: unknown grader 'markt-truth'. rubric.toml declares: {GRADER}.")
     assert {file: file.read_bytes() for file in out.rglob("*") if file.is_file()} == before
+
+
+def test_a_corrected_golden_grade_is_another_corpus(tmp_path: Path) -> None:
+    policy, out = Path(shutil.copytree(POLICY_DIR, tmp_path / "policy")), tmp_path / "corpus" / "v1"
+    version = load_policy(policy).version
+    finished = begin("market", work_of(CONFIG, policy=policy), out=out, policy_version=version).finish(num_rows_kept=7)
+    (policy / "golden" / "README.md").write_text("Not a golden file.")
+    assert market(CONFIG, policy=policy, out=out).fingerprint == finished.fingerprint
+    file = policy / "golden" / "calibration.jsonl"
+    first, _, rest = file.read_text().partition("\n")
+    row = json.loads(first)
+    row["grades"]["quality"] = (row["grades"]["quality"] + 1) % 5
+    file.write_text(f"{json.dumps(row)}\n{rest}")
+    with pytest.raises(DriftError, match=r"\(golden\.calibration\.jsonl: '\w+' -> '\w+'\)"):
+        market(CONFIG, policy=policy, out=out)
+    assert load_policy(policy).version == version
+    assert read_record(out) == finished
 
 
 def test_golden_splits_follow_the_query_and_share_none() -> None:

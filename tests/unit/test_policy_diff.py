@@ -12,6 +12,7 @@ import pytest
 
 from preceptor.cli import main
 from preceptor.contracts import LABELS, OVERALL, rows_to_table, write_table
+from preceptor.judge.host import StoredJudge
 from preceptor.policy import REASONED_ANSWER, Policy, PolicyDiff, diff, load_policy, prompt_hash, staleness
 from preceptor.policy.diff import declared_bump
 from preceptor.record import begin
@@ -335,6 +336,7 @@ def test_labels_are_stale_by_what_their_prompt_said(tmp_path: Path) -> None:
             *[asked(before, "language")] * 5,
             *[(OVERALL, "", before.version)] * 5,
             asked(before, "subject", asking=REASONED_ANSWER),
+            asked(before, "subject", asking=StoredJudge.asking),
             ("subject", "0123456789abcdef", "0.9.0+00000000"),
             (OVERALL, "", "0.9.0+00000000"),
         ],
@@ -347,7 +349,7 @@ def test_labels_are_stale_by_what_their_prompt_said(tmp_path: Path) -> None:
     write_labels(root / "label" / "v2", "0-f", [*[asked(after, "subject")] * 3, (OVERALL, "", after.version)])
     found = {(item.place, item.dimension): item.by_state for item in staleness(root, before, after, change).labels}
     assert found == {
-        ("label/v1", "subject"): {"stale": 8, "holds": 0, "other": 1},
+        ("label/v1", "subject"): {"stale": 9, "holds": 0, "other": 1},
         ("label/v1", "language"): {"stale": 0, "holds": 6, "other": 0},
         ("label/v1", OVERALL): {"stale": 5, "holds": 0, "other": 1},
         ("label/v2", "subject"): {"stale": 0, "holds": 3, "other": 0},

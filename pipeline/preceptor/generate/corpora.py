@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -17,7 +16,7 @@ import pyarrow.parquet as pq
 from preceptor.contracts import parquet_files
 from preceptor.errors import InputError, located
 from preceptor.recipe import CorporaConfig, CorpusFile
-from preceptor.record import to_jsonable
+from preceptor.record import file_digest, to_jsonable
 
 BATCH_ROWS: Final = 2048
 
@@ -77,15 +76,7 @@ def config_of_content(config: CorporaConfig) -> dict[str, Any]:
 
 def _digests(path: Path) -> dict[str, str]:
     files = [path] if path.is_file() else sorted(file for file in path.iterdir() if file.is_file())
-    return {file.name: _digest(file) for file in files if not file.name.startswith(".")}
-
-
-def _digest(file: Path) -> str:
-    try:
-        with file.open("rb") as source:
-            return hashlib.file_digest(source, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
-    except OSError as error:
-        raise InputError(f"{file}: not readable ({error.strerror}). Check its permissions.") from error
+    return {file.name: file_digest(file) for file in files if not file.name.startswith(".")}
 
 
 def _parquet(path: Path, file: CorpusFile) -> Corpus:

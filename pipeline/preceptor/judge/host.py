@@ -21,6 +21,7 @@ from preceptor.judge.shards import judge_pool
 from preceptor.judge.tally import usage_metrics
 from preceptor.judge.watch import Watch
 from preceptor.logits import softmax
+from preceptor.policy import UNASKED
 from preceptor.ranker.score_stage import collect_pairs
 from preceptor.recipe import EngineConfig, PairSet
 from preceptor.record import Record, begin
@@ -76,7 +77,7 @@ class StoredJudge:
     judge_id: str
     dimensions: tuple[str, ...]
     scores: Path
-    asking: str = ""
+    asking: str = UNASKED
 
     @property
     def heads(self) -> tuple[str, ...]:

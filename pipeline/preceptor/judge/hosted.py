@@ -15,6 +15,7 @@ from preceptor.errors import InputError
 from preceptor.judge.engine import Engine, answered, over_long, reason_of, usage_of, workers_of
 from preceptor.judge.replies import Answers, Reply, Usage, Workers, asked_of, graded, rejected
 from preceptor.logits import softmax
+from preceptor.policy import UNASKED
 from preceptor.ranker.text import prompt_token_ids
 from preceptor.recipe import EngineConfig
 from preceptor.record import Record
@@ -45,7 +46,7 @@ class HostedJudge:
     dimensions: tuple[str, ...]
     engine: EngineConfig
     heads: tuple[str, ...] = ()
-    asking: str = ""
+    asking: str = UNASKED
 
     @property
     def workers(self) -> Workers:

@@ -22,7 +22,7 @@ from preceptor.contracts import GOLDEN, IMPRESSIONS, OVERALL, PAIRS, SPLITS, row
 from preceptor.errors import PreceptorError, StageFailed
 from preceptor.market import clicks
 from preceptor.market.groups import Candidate, Group, generate_pairs, generate_request
-from preceptor.record import Record, begin, write_json
+from preceptor.record import Record, begin, file_digest, to_jsonable, write_json
 
 if TYPE_CHECKING:
     from preceptor.policy import Policy
@@ -39,14 +39,15 @@ def market(config: MarketConfig, *, policy: Path, out: Path) -> Record:
     """The record of the finished corpus directory `out`, with pairs/, impressions/, golden/ and truth/.
 
     truth/ holds the constructed grades of the whole pool under the GOLDEN contract: for evaluating labels, never for
-    training. Ray must be running. StageFailed where a task dies or the disk refuses.
+    training. Ray must be running. DriftError where `out` is another work's, as after an edit of a golden file;
+    StageFailed where a task dies or the disk refuses.
     """
     from preceptor.policy import load_golden, load_policy
 
     loaded = load_policy(policy)
     # Before `begin`, which may clear what an earlier run left: golden that is refused must cost nothing.
     golden = load_golden(policy / "golden", loaded)
-    run = begin("market", config, out=out, policy_version=loaded.version)
+    run = begin("market", work_of(config, policy=policy), out=out, policy_version=loaded.version)
     if run.record is not None:
         return run.record
     for split in SPLITS:  # A file each, so that the holdout's can be sealed from what tunes a judge.
@@ -62,6 +63,16 @@ def market(config: MarketConfig, *, policy: Path, out: Path) -> Record:
         rejected={"duplicate text": num_asked - num_pairs} if num_asked > num_pairs else {},
         metrics=_metrics(tally),
     )
+
+
+def work_of(config: MarketConfig, *, policy: Path) -> dict[str, Any]:
+    """`config` for the record, with a digest of each of the policy's golden files.
+
+    The policy's version leaves golden out: without the digests a corrected grade would never reach the corpus.
+    """
+    from preceptor.policy import golden_files
+
+    return {**to_jsonable(config), "golden": {f.name: file_digest(f) for f in golden_files(policy / "golden")}}
 
 
 def pairs_chunk(number: int, *, config: MarketConfig, policy: Policy, out: Path) -> Counter[str]:

@@ -19,6 +19,9 @@ REASONED_ANSWER: Final = (
 )
 """What `reasoned_messages` ends with."""
 
+UNASKED: Final = ""
+"""The way of a tuned teacher, which reads no prompt: the hash of its labels is that of the policy's words alone."""
+
 TOKENS_PER_WORD: Final = 1.6
 
 

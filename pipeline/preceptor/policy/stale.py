@@ -1,9 +1,9 @@
 """What of a runs directory a change of policy makes stale: labels, teachers, students, bundles.
 
 Labels are counted by what their prompt said (`prompt_hash`), file by file and without their ids, so that a billion of
-them take no more memory than one shard. A label without a prompt of its own (an overall grade that was derived, or a
-hosted teacher's) and a model say only under which policy they were made; where that is neither of the two that are
-compared, nothing is claimed of them.
+them take no more memory than one shard. A label without a prompt of its own (an overall grade that was derived) and a
+model say only under which policy they were made; where that is neither of the two that are compared, nothing is claimed
+of them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from preceptor.contracts import LABELS, OVERALL, conform, read_parquet
 from preceptor.errors import InputError
 from preceptor.policy.diff import PolicyDiff
 from preceptor.policy.document import Policy
-from preceptor.policy.prompts import ANSWER, REASONED_ANSWER, prompt_hash
+from preceptor.policy.prompts import ANSWER, REASONED_ANSWER, UNASKED, prompt_hash
 from preceptor.record import Record, read_record
 
 State = Literal["stale", "holds", "other"]
@@ -99,10 +99,10 @@ def _labels_of(stage: Path, before: Policy, after: Policy, change: PolicyDiff) -
 
 
 def _hashes(policy: Policy) -> frozenset[tuple[str, str]]:
-    """(dimension, prompt hash) of every way to ask: the digit alone, or reasons first."""
+    """(dimension, prompt hash) of every way to ask: the digit alone, reasons first, or a tuned teacher unasked."""
     names = (*policy.rubric.names, OVERALL)
     return frozenset(
-        (name, prompt_hash(policy, name, asking=way)) for name in names for way in (ANSWER, REASONED_ANSWER)
+        (name, prompt_hash(policy, name, asking=way)) for name in names for way in (ANSWER, REASONED_ANSWER, UNASKED)
     )
 
 
