@@ -63,7 +63,7 @@ def _become_vllm(bundle: Path, port: int) -> None:
         *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(bundle)),
         *("--runner", "pooling", "--dtype", "bfloat16", "--max-model-len", "512"),
         *("--host", "127.0.0.1", "--port", str(port), "--served-model-name", "student"),
-        # Measured by vLLM's own advice for small models: large batches of tokens, many sequences at once.
+        # Large batches of tokens and many sequences at once, for a small model; other settings were not tried.
         *("--enable-prefix-caching", "--max-num-batched-tokens", "4096", "--max-num-seqs", "64"),
         *("--enforce-eager", "--disable-uvicorn-access-log"),
     ]
