@@ -95,7 +95,7 @@ def new_errors(policy: Path, texts: Texts) -> tuple[Finding, ...]:
 
 
 def _left_out(folder: str, names: list[str]) -> set[str]:
-    """What of `folder` the staged copy goes without: hidden files, and the sealed holdout, which nobody here may read."""
+    """What of `folder` the staged copy goes without: hidden files, and the sealed holdout."""
     return {name for name in names if name.startswith(".") or is_sealed(Path(folder) / name)}
 
 
