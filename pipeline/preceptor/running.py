@@ -183,22 +183,31 @@ def dry_run(recipe: Recipe, steps: Sequence[Step], *, root: Path) -> str:
     lines = [f"recipe {recipe.name}, version {recipe.version}, root {root}"]
     width = max(len(step.name) for step in steps)
     records: dict[str, Record] = {}
+    drifted: set[str] = set()
     for number, step in enumerate(steps, start=1):
         needs = ", ".join(step.needs) or "nothing"
-        expected = _expected(step, records, root=root, version=recipe.version)
+        expected = _expected(step, records, drifted, root=root, version=recipe.version)
         lines.append(f"{number:>3}  {step.name:<{width}}  {expected:<14}  {step.rows}; needs {needs}")
     lines.append("nothing was run")
     return "\n".join(lines)
 
 
-def _expected(step: Step, records: dict[str, Record], *, root: Path, version: str) -> str:
-    """What a run would do with the step. A finished stage does no work: it answers with its record or a DriftError."""
+def _expected(step: Step, records: dict[str, Record], drifted: set[str], *, root: Path, version: str) -> str:
+    """What a run would do with the step. A finished stage does no work: it answers with its record or a DriftError.
+
+    The step joins `drifted` where it, or one that it needs, was finished as other work: its record is of no use then.
+    """
     now = status(step, root=root, version=version)
     if now != "done":
         return now
+    cause = next((name for name in step.needs if name in drifted), None)
+    if cause is not None:
+        drifted.add(step.name)
+        return f"drift: {cause}"
     try:
         execute(step, records, root=root, version=version)
     except DriftError as drift:
+        drifted.add(step.name)
         return f"drift: {drift}\n      "
     except PreceptorError:
         return "run"

@@ -378,7 +378,7 @@ def test_texts_of_members_and_postings_are_never_markup(context: BrowserContext,
         page.click(".line:has-text('query <img')")
         page.wait_for_function("() => document.querySelector('#card-article').textContent.includes('profile <img')")
         pair_id, dimension = shown_card(page)
-        kind = {"pair_id": pair_id, "dimension": dimension, "kind": f"kind {evil}", "evidence": f"evidence {evil}"}
+        kind = {"pair_id": pair_id, "dimension": dimension, "cause": f"kind {evil}", "evidence": [f"evidence {evil}"]}
         (room.session.calibration(0) / "worklist.jsonl").write_text(f"{json.dumps(kind)}\n")
         page.reload()
         page.wait_for_selector("body[data-ready]")

@@ -320,7 +320,7 @@ def task_id(tasks: list[dict[str, Any]]) -> str:
 SPOILT: dict[str, tuple[Callable[[list[dict[str, Any]]], object], str]] = {
     "unknown grader": (
         lambda t: t[0]["annotations"][0].update(completed_by=9),
-        "unknown grader '9'. Declared are: ann,",
+        "Say who that is: --users 9=NAME.",
     ),
     "nobody": (lambda t: t[0]["annotations"][0].update(completed_by=None), "unknown grader 'nobody'"),
     "unknown dimension": (

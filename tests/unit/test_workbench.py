@@ -22,10 +22,14 @@ from preceptor.cli import main
 from preceptor.contracts import OVERALL
 from preceptor.errors import SealedError, StageFailed
 from preceptor.policy import load_policy
+from preceptor.policy.sealed import sealed
 from preceptor.recipe import POLICY_DIR
 from preceptor.recipes import tiny
 from preceptor.record import Record
+from preceptor.refine.worklist import Cause, Task
+from preceptor.refine.worklist_files import write_worklist
 from preceptor.workbench import Asked, make_workbench, recalibration_of
+from preceptor.workbench.session import open_board
 from tests.unit.deciding import Room, errors_of, lay_room, lines_of
 
 ORIGIN = "http://127.0.0.1:8100"
@@ -367,19 +371,20 @@ def test_the_recipes_own_judge_judges_again(room: Room) -> None:
 def test_the_worklist_of_refinement_stands_on_its_cards(page: TestClient, room: Room) -> None:
     card = first_card(page)
     assert card["task"] is None
-    line = {
-        "pair_id": card["pair_id"],
-        "dimension": card["dimension"],
-        "kind": "the label is wrong",
-        "evidence": "7 of 8",
-    }
-    file = room.session.calibration(0) / "worklist.jsonl"
-    file.write_text(f"{json.dumps(line)}\n")
-    assert first_card(page, kind="the label is wrong")["task"] == {"kind": "the label is wrong", "evidence": "7 of 8"}
+    board = open_board(room.session)
+    task = Task(
+        disagreement=board.disagreements[card["pair_id"], card["dimension"]],
+        cause=Cause.LABEL,
+        evidence=("judge 3 (90%)", "7 of 8"),
+    )
+    file, _ = write_worklist([task], board.policy.rubric, room.session.root / "worklist")
+    assert first_card(page, kind="label wrong")["task"] == {"kind": "label wrong", "evidence": "judge 3 (90%); 7 of 8"}
+    write_worklist([replace(task, cause=Cause.JUDGE)], board.policy.rubric, room.session.calibration(0))
+    assert first_card(page, kind="judge wrong")["pair_id"] == card["pair_id"]
     file.write_text("{}\n")
     refused = page.get("/api/cards")
     assert refused.status_code == 422
-    assert "worklist.jsonl:1: a line needs pair_id, dimension and kind" in refused.json()["error"]["message"]
+    assert "worklist.jsonl:1: a line needs pair_id, dimension, cause and evidence" in refused.json()["error"]["message"]
 
 
 def test_a_broken_rubric_is_said_and_the_policy_still_read(page: TestClient, room: Room) -> None:
@@ -493,6 +498,29 @@ def test_while_the_command_serves_nothing_in_its_process_opens_the_holdout(
     assert main(["workbench", "tiny", *given]) == 0
     assert len(tried) == 1 and "holdout" in tried[0]
     assert holdout.read_text(), "what is sealed is the time in which it serves"
+
+
+def test_every_decision_is_written_while_the_holdout_is_sealed(room: Room) -> None:
+    policy = room.session.policy
+    (policy / "golden" / "rounds").mkdir()
+    (policy / "golden" / "rounds" / "r.json").write_text("{}")
+    sealed_before = texts(policy / "golden")
+    with sealed(policy, room.session.corpus):
+        app = make_workbench(room.session, recalibrate=room.recalibrate)
+        with TestClient(app, base_url=ORIGIN, headers=PAGE) as page:
+            card = first_card(page)
+            answers = [decide(page, card, "amend anchor", grade=3, anchor="Nearly all of it, and no more.")]
+            card = first_card(page)
+            answers.append(decide(page, card, "correct label", grade=card["judge"]))
+            card = first_card(page)
+            grades = {name: grade for name, grade in card["golden_grades"].items() if name != OVERALL}
+            answers.append(decide(page, card, "add precedent", id="a-new-case", grades=grades, shown=False))
+            page.post("/api/recalibrations", json={})
+            assert settled(page)["job"]["state"] == "done"
+    assert [answer.status_code for answer in answers] == [200, 200, 200], [answer.text for answer in answers]
+    after = texts(policy / "golden")
+    assert {name for name in after if after[name] != sealed_before[name]} == {"calibration.jsonl"}
+    assert errors_of(policy) == []
 
 
 @pytest.mark.parametrize(

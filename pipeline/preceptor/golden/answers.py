@@ -65,7 +65,9 @@ def problems(answers: Iterable[Answer], round_: Round, *, graders: Sequence[str]
     first: dict[tuple[str, str], Answer] = {}
     for answer in answers:
         if answer.grader not in graders:
-            yield answer.finding(f"unknown grader '{answer.grader}'. Declared are: {', '.join(graders)}.")
+            # Label Studio exports its users' numbers.
+            hint = f" Say who that is: --users {answer.grader}=NAME." if answer.grader.isdigit() else ""
+            yield answer.finding(f"unknown grader '{answer.grader}'. Declared are: {', '.join(graders)}.{hint}")
         if answer.task not in tasks:
             yield answer.finding(f"unknown pair: round {round_.id} has no task '{answer.task}'. Restore its id.")
         before = first.setdefault((answer.task, answer.grader), answer)

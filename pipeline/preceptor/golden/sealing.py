@@ -45,7 +45,7 @@ def seal_draft(draft: Draft, policy: Policy, *, out: Path, bar: float) -> Sealed
             f"{draft.file}: was graded on {', '.join(draft.dimensions)}, but the policy has "
             f"{', '.join(policy.rubric.names)}. Grade again under the policy as it is."
         )
-    _check_agreed(draft, bar)
+    _check_agreed(draft, policy, bar)
     lines, left_out = _lines(draft, policy)
     texts = {split: "".join(found) for split, found in lines.items() if found}
     if not texts:
@@ -56,7 +56,7 @@ def seal_draft(draft: Draft, policy: Policy, *, out: Path, bar: float) -> Sealed
     return Sealed(num_pairs={file: len(lines[split]) for split, file in files.items()}, left_out=left_out)
 
 
-def _check_agreed(draft: Draft, bar: float) -> None:
+def _check_agreed(draft: Draft, policy: Policy, bar: float) -> None:
     agreement = agreement_of(draft)
     reasons = refusal(shortfalls(agreement, draft.dimensions), inattentive(agreement, bar), bar)
     if reasons:
@@ -69,7 +69,7 @@ def _check_agreed(draft: Draft, bar: float) -> None:
         named = ", ".join(f"{name} {count}" for name, count in counts.most_common())
         raise GoldenRefused(
             f"{draft.file}: not golden: {len(rest)} differences nobody has decided ({named}). "
-            f"preceptor golden adjudicate {draft.file} --out FILE.csv"
+            f"preceptor golden adjudicate {draft.file} --policy {policy.path} --out FILE.csv"
         )
 
 

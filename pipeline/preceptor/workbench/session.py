@@ -15,7 +15,7 @@ from preceptor.contracts import GOLDEN, LABELS, OVERALL, content_id, read_table
 from preceptor.errors import InputError, located
 from preceptor.golden import tuning_rows
 from preceptor.judge.agreement import Cell, Disagreement, agreement_table, disagreements
-from preceptor.policy import ANSWER, REASONED_ANSWER, Finding, Policy, lint, load_policy, prompt_hash
+from preceptor.policy import ANSWER, REASONED_ANSWER, UNASKED, Finding, Policy, lint, load_policy, prompt_hash
 from preceptor.policy.document import DOCUMENT, GOLDEN_DIR, PRECEDENTS, RUBRIC
 from preceptor.policy.golden import golden_files
 from preceptor.policy.jsonl import read_lines
@@ -29,8 +29,8 @@ WORKLIST: Final = "worklist.jsonl"
 ASKED: Final = "asked.json"
 """What a recalibration was asked on: how many decisions had been taken."""
 
-_WORDINGS: Final = (ANSWER, REASONED_ANSWER, "")
-"""What prompts may end with; the last is a tuned teacher's, which is asked without words."""
+_WORDINGS: Final = (ANSWER, REASONED_ANSWER, UNASKED)
+"""What prompts may end with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,8 +218,8 @@ def _board(session: Session, number: int, stamp: str) -> Board:
 
 
 def _worklists(session: Session, number: int) -> list[Path]:
-    """The worklists beside the latest calibration and beside the first, nearest first."""
-    folders = dict.fromkeys((session.calibration(number), session.calibration(0)))
+    """The worklists beside the latest calibration, beside the first, and where `preceptor worklist` puts them."""
+    folders = dict.fromkeys((session.calibration(number), session.calibration(0), session.root / "worklist"))
     return [folder / WORKLIST for folder in folders if (folder / WORKLIST).is_file()]
 
 
@@ -227,10 +227,9 @@ def _worklist(session: Session, number: int) -> dict[tuple[str, str], Task]:
     found: dict[tuple[str, str], Task] = {}
     for file in reversed(_worklists(session, number)):
         for line, raw, broken in read_lines(read_exact(file)):
-            if broken or not {"pair_id", "dimension", "kind"} <= raw.keys():
-                reason = broken or "a line needs pair_id, dimension and kind."
+            if broken or not {"pair_id", "dimension", "cause", "evidence"} <= raw.keys():
+                reason = broken or "a line needs pair_id, dimension, cause and evidence."
                 raise InputError(located(f"{reason} Write the worklist again.", file=file, line=line))
-            evidence = raw.get("evidence") or ""
-            said = evidence if isinstance(evidence, str) else json.dumps(evidence, ensure_ascii=False)
-            found[raw["pair_id"], raw["dimension"]] = Task(kind=str(raw["kind"]), evidence=said)
+            said = "; ".join(map(str, raw["evidence"]))
+            found[raw["pair_id"], raw["dimension"]] = Task(kind=str(raw["cause"]), evidence=said)
     return found

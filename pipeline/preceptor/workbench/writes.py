@@ -20,6 +20,7 @@ from typing import Final
 from preceptor.contracts import content_id, whole_file
 from preceptor.errors import PolicyError
 from preceptor.policy import Finding, lint
+from preceptor.policy.sealed import is_sealed
 
 JOURNAL: Final = ".decision.pending"
 
@@ -72,11 +73,14 @@ def recover(policy: Path) -> None:
 
 
 def new_errors(policy: Path, texts: Texts) -> tuple[Finding, ...]:
-    """The errors that lint would find with `texts` in place and does not find now; their files are below `policy`."""
+    """The errors that lint would find with `texts` in place and does not find now; their files are below `policy`.
+
+    What is sealed now is in neither: lint reads it later, at the next run.
+    """
     known = Counter(_place_free(finding, policy) for finding in lint(policy) if finding.severity == "error")
     with tempfile.TemporaryDirectory(prefix="preceptor-staged-") as folder:
         staged = Path(folder) / policy.name
-        shutil.copytree(policy, staged, ignore=shutil.ignore_patterns(".*"))
+        shutil.copytree(policy, staged, ignore=_left_out)
         for name, text in texts.items():
             (staged / name).write_bytes(text.encode())
         found = [finding for finding in lint(staged) if finding.severity == "error"]
@@ -88,6 +92,11 @@ def new_errors(policy: Path, texts: Texts) -> tuple[Finding, ...]:
             else:
                 fresh.append(Finding(**{**vars(finding), "file": policy / finding.file.relative_to(staged)}))
     return tuple(fresh)
+
+
+def _left_out(folder: str, names: list[str]) -> set[str]:
+    """What of `folder` the staged copy goes without: hidden files, and the sealed holdout."""
+    return {name for name in names if name.startswith(".") or is_sealed(Path(folder) / name)}
 
 
 def read_exact(file: Path) -> str:
