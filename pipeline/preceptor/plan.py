@@ -263,14 +263,16 @@ def _student(recipe: Recipe, config: DistillConfig) -> list[Step]:
     assert recipe.relevance is not None
 
     def train(records: Records, out: Path) -> Record:
-        from preceptor.student.distill import distill
+        from preceptor.student.distill import distill, stored_scores
 
         return distill(
             config,
             corpus=records["corpus"],
             relevance=records["relevance_teacher"],
-            relevance_scores=records["relevance_scores"],
-            engagement_scores=records["engagement_scores"],
+            scores={
+                voice.teacher: stored_scores(voice) if voice.scores else records[f"{voice.teacher}_scores"]
+                for voice in config.heard
+            },
             storage=recipe.storage,
             out=out,
         )
