@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from preceptor.contracts import GATE_REPORT, read_table
 from preceptor.errors import DriftError, InputError, JudgeRefused, PreceptorError, RecipeError
-from preceptor.plan import Step, execute, make_plan, status
+from preceptor.plan import Step, base_record, execute, gather, make_plan, status
 from preceptor.recipe import CorporaConfig, HeadlinesConfig, JobmatchConfig, MarketConfig, Recipe
 from preceptor.record import Record, read_record
 
@@ -143,11 +143,15 @@ def _run_all(recipe: Recipe, steps: Sequence[Step], records: dict[str, Record], 
     for number, step in enumerate(steps, start=1):
         label = f"[{number}/{len(steps)}] {step.name}"
         before = status(step, root=root, version=recipe.version)
-        if before != "done":
+        if base_record(step, records, root=root, version=recipe.version, base=recipe.base) is not None:
+            before = "based"
+        if before not in ("done", "based"):
             say(f"{label}: {step.rows}{' (resumed)' if before == 'resume' else ''}")
         started_s = time.monotonic()
-        record = execute(step, records, root=root, version=recipe.version)
-        if before == "done":
+        record = execute(step, records, root=root, version=recipe.version, base=recipe.base)
+        if before == "based":
+            say(f"{label}: finished in {recipe.base}")
+        elif before == "done":
             say(f"{label}: finished before, {record.cost.get('wall_s', 0):.1f} s")
         else:
             say(f"{label}: done in {time.monotonic() - started_s:.1f} s{_outcome(step, record)}")
@@ -182,22 +186,41 @@ def dry_run(recipe: Recipe, steps: Sequence[Step], *, root: Path) -> str:
     """The plan in words: each step's inputs and rows, and whether it would be skipped, resumed or run."""
     lines = [f"recipe {recipe.name}, version {recipe.version}, root {root}"]
     width = max(len(step.name) for step in steps)
-    records: dict[str, Record] = {}
-    for number, step in enumerate(steps, start=1):
+    for number, (step, expected) in enumerate(forecast(recipe, steps, root=root).items(), start=1):
         needs = ", ".join(step.needs) or "nothing"
-        expected = _expected(step, records, root=root, version=recipe.version)
         lines.append(f"{number:>3}  {step.name:<{width}}  {expected:<14}  {step.rows}; needs {needs}")
     lines.append("nothing was run")
     return "\n".join(lines)
 
 
-def _expected(step: Step, records: dict[str, Record], *, root: Path, version: str) -> str:
+def forecast(recipe: Recipe, steps: Sequence[Step], *, root: Path) -> dict[Step, str]:
+    """What a run would do with each step: run, resume, skip, or refuse it as drift. Nothing is run."""
+    records: dict[str, Record] = {}
+    found: dict[Step, str] = {}
+    for step in steps:
+        # What is to be made first is not there to be compared with.
+        waits = any(other.name in step.needs and not doing.startswith("skip") for other, doing in found.items())
+        found[step] = _expected(recipe, step, records, root=root, waits=waits)
+    return found
+
+
+def _expected(recipe: Recipe, step: Step, records: dict[str, Record], *, root: Path, waits: bool) -> str:
     """What a run would do with the step. A finished stage does no work: it answers with its record or a DriftError."""
-    now = status(step, root=root, version=version)
-    if now != "done":
+    where: dict[str, Any] = {"root": root, "version": recipe.version, "base": recipe.base}
+    now = status(step, **where)
+    if now in ("run", "resume"):
         return now
+    if now == "based" and waits:
+        return "run"
     try:
-        execute(step, records, root=root, version=version)
+        gather(step, records, **where)
+        if now == "based":
+            record = base_record(step, records, **where)
+            if record is None:
+                return "run"
+            records[step.name] = record
+            return f"skip: {recipe.base}"
+        execute(step, records, **where)
     except DriftError as drift:
         return f"drift: {drift}\n      "
     except PreceptorError:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -25,6 +26,7 @@ from preceptor.policy import load_policy
 from preceptor.recipe import POLICY_DIR
 from preceptor.recipes import tiny
 from preceptor.record import Record, read_record
+from preceptor.running import forecast
 
 pytestmark = pytest.mark.e2e
 
@@ -189,6 +191,27 @@ def test_a_dry_run_says_what_it_would_do_and_does_nothing(
     assert main(["run", "tiny", "--root", str(nowhere), "--dry-run"]) == 0
     assert "skip" not in capsys.readouterr().out.rpartition("nothing was run")[0]
     assert not nowhere.exists()
+
+
+READS_SCORES = ["distill", "student_scores", "gate", "export"]
+
+
+@pytest.mark.parametrize("teacher", ["relevance", "engagement"])
+def test_a_replaced_teacher_is_scored_and_distilled_anew_and_nothing_else(teacher: str, tiny_run: Path) -> None:
+    start = tiny()
+    old = {"relevance": start.relevance, "engagement": start.engagement}[teacher]
+    assert old is not None
+    new = replace(old, backbone=replace(old.backbone, num_layers=3))
+    recipe = replace(start, **{teacher: new}, version="v2", base="v1")
+    before = sorted(tiny_run.rglob("*"))
+    found = {step.name: doing for step, doing in forecast(recipe, make_plan(recipe), root=tiny_run).items()}
+    ran = [name for name, doing in found.items() if doing == "run"]
+    assert ran == [f"{teacher}_teacher", f"{teacher}_scores", *READS_SCORES]
+    assert {doing for name, doing in found.items() if name not in ran} == {"skip: v1"}
+    assert sorted(tiny_run.rglob("*")) == before
+
+    unchanged = replace(start, version="v2", base="v1")
+    assert set(forecast(unchanged, make_plan(unchanged), root=tiny_run).values()) == {"skip: v1"}
 
 
 def test_a_student_is_distilled_anew_from_the_scores_that_are_stored(

@@ -1,4 +1,4 @@
-"""What a student is told: losses of order equal plain loops, mixing rules their formulas, voices keep to their masks."""
+"""What a student is told: losses of order equal plain loops, rules their formulas, voices keep to their masks."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from preceptor.contracts import NUM_GRADES, OVERALL, TEACHER_SCORES, rows_to_tab
 from preceptor.errors import InputError, RecipeError
 from preceptor.ranker.losses import (
     SMALLEST_SHARE,
+    TERMS,
     Normalisers,
     Objective,
     Targets,
@@ -110,8 +111,8 @@ def test_a_constant_for_each_request_and_the_unseen_cost_nothing(loss: Loss) -> 
     value = loss(right, wanted, seen, groups)
     value.backward()
     assert right.grad is not None and float(right.grad.abs().max()) < 1e-5
-    assert float(value) == pytest.approx(float(loss(wanted, wanted, seen, groups)), abs=1e-4)
-    assert float(value) < float(loss(scores, wanted, seen, groups))
+    assert value.item() == pytest.approx(float(loss(wanted, wanted, seen, groups)), abs=1e-4)
+    assert value.item() < float(loss(scores, wanted, seen, groups))
 
 
 @pytest.mark.parametrize("loss", [margin_mse, list_net])
@@ -121,7 +122,7 @@ def test_requests_of_one_seen_document_or_none_have_no_gradient(loss: Loss) -> N
     seen = torch.tensor([[True, True], [True, False], [True, True]])
     value = loss(scores, wanted, seen, torch.arange(3))
     value.backward()
-    assert float(value) == 0 and scores.grad is not None and not scores.grad.any()
+    assert value.item() == 0 and scores.grad is not None and not scores.grad.any()
 
 
 def test_listnet_of_expected_grades_has_the_gradient_of_the_listwise_kl() -> None:
@@ -147,7 +148,7 @@ def test_log_odds_of_grades_are_theirs_and_stay_finite() -> None:
     assert logits.grad is not None and logits.grad.isfinite().all() and logits.grad.any()
 
 
-def drawn_targets(generator: torch.Generator, *, num: int) -> Targets:
+def drawn_targets(generator: torch.Generator, *, num: int, num_groups: int = 3) -> Targets:
     probs = torch.rand(num, 1, NUM_GRADES, generator=generator)
     probs[0, 0, :4] = 0.0
     return Targets(
@@ -155,7 +156,7 @@ def drawn_targets(generator: torch.Generator, *, num: int) -> Targets:
         grade_weights_NG=(torch.rand(num, 1, generator=generator) - 0.3).clamp(min=0),
         action_probs_NA=torch.rand(num, 2, generator=generator),
         action_weights_NA=(torch.rand(num, 2, generator=generator) - 0.3).clamp(min=0),
-        group_N=torch.randint(3, (num,), generator=generator).sort().values,
+        group_N=torch.randint(num_groups, (num,), generator=generator).sort().values,
     )
 
 
@@ -188,6 +189,45 @@ def test_terms_take_the_log_odds_of_their_heads_over_the_normaliser_given() -> N
         assert float(terms[f"{kind}_listnet"]) == pytest.approx(listnet_reference(columns) / num, rel=1e-3)
     by_hand = sum(share * float(terms[name]) for name, share in asdict(objective).items())
     assert float(total_loss(terms, objective)) == pytest.approx(by_hand, rel=1e-6)
+
+
+EVERY_TERM = Objective(
+    grade=0.5, action=0.3, listwise=0.2, grade_margin=0.1, grade_listnet=0.4, action_margin=0.6, action_listnet=0.7
+)
+
+
+@pytest.mark.parametrize("num_parts", [2, 3])
+def test_terms_and_gradients_of_parts_of_a_step_add_up_to_the_whole(num_parts: int) -> None:
+    generator = torch.Generator().manual_seed(6)
+    drawn = drawn_targets(generator, num=16, num_groups=5)
+    targets = Targets(**{name: value.double() for name, value in vars(drawn).items()} | {"group_N": drawn.group_N})
+    grades = torch.randn(16, 1, NUM_GRADES, generator=generator, dtype=torch.float64).requires_grad_()
+    actions = torch.randn(16, 2, generator=generator, dtype=torch.float64).requires_grad_()
+    norm = Normalisers(grade=2.0, action=3.0, groups=5.0, orders=7.0)
+    rule = GradientMixing()
+
+    def step(parts: Sequence[Tensor]) -> tuple[dict[str, float], list[Tensor]]:
+        grades.grad = actions.grad = None
+        totals: dict[str, float] = {}
+        for rows in parts:
+            part = Targets(**{name: value[rows] for name, value in vars(targets).items()})
+            part = replace(part, group_N=part.group_N.unique(return_inverse=True)[1])
+            logits = grades[rows], actions[rows]
+            terms = loss_terms(*logits, part, EVERY_TERM, norm)
+            wanted = measured(rule, terms, *logits)
+            total_loss(terms, EVERY_TERM).backward()
+            for name, value in {**{name: term.item() for name, term in terms.items()}, **wanted}.items():
+                totals[name] = totals.get(name, 0.0) + value
+        assert grades.grad is not None and actions.grad is not None
+        return totals, [grades.grad, actions.grad]
+
+    whole, whole_gradients = step([torch.arange(16)])
+    assert set(TERMS) < whole.keys() and all(whole.values())
+    # A worker's share is whole requests; a request is never split.
+    terms, gradients = step([(targets.group_N % num_parts == part).nonzero()[:, 0] for part in range(num_parts)])
+    assert terms == pytest.approx(whole, rel=1e-9)
+    for found, wanted in zip(gradients, whole_gradients, strict=True):
+        torch.testing.assert_close(found, wanted, atol=1e-12, rtol=1e-9)
 
 
 def test_terms_without_a_share_are_left_out_and_change_no_bit() -> None:

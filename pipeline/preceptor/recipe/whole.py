@@ -102,7 +102,7 @@ class Recipe:
 
     `num_tuned_pairs` is about how many golden pairs a tuned teacher is calibrated on. `check_vllm` asks for vLLM's
     agreement before export; `storage` is where Ray Train keeps checkpoints (a path or an S3 address) in place of the
-    run's own directory.
+    run's own directory. Work that the version `base` has finished in the same way is taken from it.
     """
 
     name: str
@@ -118,6 +118,7 @@ class Recipe:
     num_tuned_pairs: int = 100
     check_vllm: bool = True
     version: str = "v1"
+    base: str | None = None
     storage: str | None = None
 
     def __post_init__(self) -> None:
@@ -131,6 +132,10 @@ class Recipe:
         )
         require(
             self.relevance is None or self.judge is not None, f"recipe {self.name}: a relevance teacher needs a judge"
+        )
+        require(
+            self.base is None or len({self.base, self.version, "dev"}) == 3,
+            f"recipe {self.name}: a base is another version, and neither is dev; got {self.base} for {self.version}",
         )
 
 
