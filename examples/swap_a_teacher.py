@@ -1,8 +1,8 @@
 """One teacher is replaced: its own stages and those that read its scores run, everything else stays as it is.
 
-``python examples/swap_a_teacher.py --root runs/swap`` finishes the recipe `tiny` there as version v1 (a minute, where it
-is not finished yet), replaces its engagement teacher by one with fewer layers as version v2, and prints which stages
-ran. ``--dry-run`` prints the same of a finished run without running anything. The same from the command line:
+``python examples/swap_a_teacher.py --root runs/swap`` finishes the recipe `tiny` there as version v1 (a minute, unless
+it is finished), replaces its engagement teacher by one with fewer layers as version v2, and prints which stages ran.
+``--dry-run`` prints the same of a finished run without running anything. The same from the command line:
 
     preceptor run examples/swap_a_teacher.py:recipe --root runs/swap --version v2 --base v1
 """
