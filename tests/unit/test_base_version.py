@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from preceptor.errors import DriftError, InputError, RecipeError
-from preceptor.plan import Step, execute, status
+from preceptor.plan import Run, Step, execute, status
 from preceptor.recipes import tiny
 from preceptor.record import Record, begin, read_record
 
@@ -31,7 +31,7 @@ class Chain:
     def steps(self) -> list[Step]:
         return [Step(name=name, needs=needs, rows="", run=self._runner(name)) for name, needs in NEEDS.items()]
 
-    def _runner(self, name: str):  # type: ignore[no-untyped-def]
+    def _runner(self, name: str) -> Run:
         def run(records: Mapping[str, Record], out: Path) -> Record:
             inputs = {need: records[need] for need in NEEDS[name]}
             stage = begin(name, Settings(depth=self.depths.get(name, 6)), out=out, inputs=inputs)
@@ -45,7 +45,8 @@ class Chain:
 
 def run_all(root: Path, *, version: str, base: str | None = None, depths: Mapping[str, int] | None = None) -> list[str]:
     """The stages that did work."""
-    chain, records = Chain(depths=depths or {}, ran=[]), {}  # type: ignore[var-annotated]
+    chain = Chain(depths=depths or {}, ran=[])
+    records: dict[str, Record] = {}
     for step in chain.steps():
         execute(step, records, root=root, version=version, base=base)
     return chain.ran

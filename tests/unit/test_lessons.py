@@ -249,9 +249,9 @@ def test_terms_without_a_share_are_left_out_and_change_no_bit() -> None:
 def peer() -> Any:
     """Its losses of a cross-encoder, on a model whose logits are given: the document's text is its score."""
     losses = pytest.importorskip("sentence_transformers.cross_encoder.losses")
-    from sentence_transformers.cross_encoder import CrossEncoder
+    cross_encoder: Any = pytest.importorskip("sentence_transformers.cross_encoder").CrossEncoder
 
-    class Given(CrossEncoder):  # type: ignore[misc]
+    class Given(cross_encoder):  # type: ignore[misc]
         num_labels = 1
         device = torch.device("cpu")
 
@@ -335,7 +335,7 @@ def test_gradient_mixing_makes_shares_of_loss_shares_of_gradient() -> None:
     rule, norm = GradientMixing(memory=0.0, bound=1e6), Normalisers(grade=2.0, action=30.0, groups=5.0, orders=7.0)
     objective = replace(SHARES, action_margin=0.2)
     terms = loss_terms(grades, actions, targets, objective, norm)
-    seen = {name: float(term) for name, term in terms.items()} | measured(rule, terms, grades, actions)
+    seen = {name: term.item() for name, term in terms.items()} | measured(rule, terms, grades, actions)
     moved = mixed(objective, rule, advanced(rule, START, objective, seen))
 
     lengths = {}

@@ -214,15 +214,8 @@ def test_a_stage_without_metrics_or_cost_is_shown(tmp_path) -> None:
 def test_calibration_before_and_after_is_a_table_of_the_heads_measured_of_both() -> None:
     def row(system: str, head: str, value: float, low: float | None = None) -> dict[str, Any]:
         end = None if low is None else 2 * value - low
-        return {
-            "system": system,
-            "head": head,
-            "metric": "ece",
-            "value": value,
-            "low": low,
-            "high": end,
-            "num_queries": 9,
-        }
+        measured = {"metric": "ece", "value": value, "low": low, "high": end, "num_queries": 9}
+        return {"system": system, "head": head, **measured}
 
     rows = [
         row("relevance_teacher", "overall", 0.02, 0.01),
