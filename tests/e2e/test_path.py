@@ -23,7 +23,7 @@ from preceptor.cli import main
 from preceptor.contracts import GATE_REPORT, LABELS, OVERALL, REJECTS, SCORES, read_table
 from preceptor.plan import make_plan
 from preceptor.policy import load_policy
-from preceptor.recipe import POLICY_DIR
+from preceptor.recipe import POLICY_DIR, Voice
 from preceptor.recipes import tiny
 from preceptor.record import Record, read_record
 from preceptor.running import forecast
@@ -213,6 +213,20 @@ def test_a_replaced_teacher_is_scored_and_distilled_anew_and_nothing_else(teache
 
     unchanged = replace(start, version="v2", base="v1")
     assert set(forecast(unchanged, make_plan(unchanged), root=tiny_run).values()) == {"skip: v1"}
+
+
+def test_a_voice_of_another_run_is_an_input_of_the_student_and_of_nothing_else(tiny_run: Path) -> None:
+    start = tiny()
+    assert start.distill is not None
+    second = Voice(teacher="second", scores=tiny_run / "relevance_scores" / "v1", weight=0.5)
+    voices = (Voice(teacher="relevance"), second, Voice(teacher="engagement"))
+    recipe = replace(start, distill=replace(start.distill, voices=voices))
+    found = {step.name: doing for step, doing in forecast(recipe, make_plan(recipe), root=tiny_run).items()}
+    assert f"input second_scores: None -> '{record_of(tiny_run, 'relevance_scores').fingerprint}'" in found["distill"]
+    assert [name for name, doing in found.items() if doing.startswith("drift")] == ["distill"]
+    others = replace(recipe, version="v2", base="v1")
+    heard = {step.name: doing for step, doing in forecast(others, make_plan(others), root=tiny_run).items()}
+    assert [name for name, doing in heard.items() if doing == "run"] == READS_SCORES
 
 
 def test_a_student_is_distilled_anew_from_the_scores_that_are_stored(

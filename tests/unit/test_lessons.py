@@ -251,7 +251,7 @@ def peer() -> Any:
     losses = pytest.importorskip("sentence_transformers.cross_encoder.losses")
     cross_encoder: Any = pytest.importorskip("sentence_transformers.cross_encoder").CrossEncoder
 
-    class Given(cross_encoder):  # type: ignore[misc]
+    class Given(cross_encoder):
         num_labels = 1
         device = torch.device("cpu")
 
@@ -351,6 +351,16 @@ def test_gradient_mixing_makes_shares_of_loss_shares_of_gradient() -> None:
     assert sum(lengths.values()) == pytest.approx(
         sum(share * math.sqrt(seen[f"{name}_gradient_squared"]) for name, share in start.items()), rel=1e-4
     )
+
+
+def test_a_model_of_grades_alone_can_be_mixed_by_gradient() -> None:
+    targets = drawn_targets(torch.Generator().manual_seed(4), num=6)
+    targets = replace(targets, action_probs_NA=torch.zeros(6, 0), action_weights_NA=torch.zeros(6, 0))
+    grades = torch.randn(6, 1, NUM_GRADES).requires_grad_()
+    norm = Normalisers(grade=2.0, action=0.0, groups=3.0)
+    terms = loss_terms(grades, torch.zeros(6, 0), targets, SHARES, norm)
+    found = measured(GradientMixing(), terms, grades, torch.zeros(6, 0))
+    assert found["grade_gradient_squared"] > 0 and found["action_gradient_squared"] == 0
 
 
 def test_gradient_mixing_remembers_and_keeps_its_bounds() -> None:

@@ -47,7 +47,9 @@ def measured(mixing: Mixing, terms: Mapping[str, Tensor], *logits: Tensor) -> di
     """
     if not isinstance(mixing, GradientMixing):
         return {}
-    return {f"{name}{_SQUARE}": _gradient_squared(term, logits) for name, term in terms.items()}
+    # A model without heads of a kind has logits of no width, made of nothing.
+    learnt = tuple(item for item in logits if item.requires_grad)
+    return {f"{name}{_SQUARE}": _gradient_squared(term, learnt) for name, term in terms.items()}
 
 
 def advanced(mixing: Mixing, state: State, objective: Objective, terms: Mapping[str, float]) -> State:
