@@ -133,6 +133,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", metavar="STAGE", help="run this stage alone, on finished inputs")
     parser.add_argument("--from", dest="start", metavar="STAGE", help="run from this stage on")
     parser.add_argument("--dry-run", action="store_true", help="print the plan, run nothing")
+    parser.add_argument("--base", metavar="VERSION", help="take from this version what it finished in the same way")
     parser.add_argument("--serve-examples", action="store_true", help="then score three pairs over HTTP")
     parser.set_defaults(run=_run)
 
@@ -248,6 +249,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from preceptor.running import dry_run, run_steps, watching
 
     recipe = _recipe(arguments)
+    recipe = replace(recipe, base=arguments.base or recipe.base)
     root = (arguments.root or Path("runs") / recipe.name).resolve()
     if arguments.dry_run:
         steps = choose(make_plan(recipe), only=arguments.only, start=arguments.start)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
 from preceptor.contracts import parquet_files
-from preceptor.errors import InputError, RecipeError
+from preceptor.errors import DriftError, InputError, RecipeError
 from preceptor.recipe import (
     CorporaConfig,
     DistillConfig,
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 Records = Mapping[str, Record]
 Run = Callable[[Records, Path], Record]
-Status = Literal["done", "resume", "run"]
+Status = Literal["done", "based", "resume", "run"]
 
 HOSTED_SETS: Final[tuple[PairSet, ...]] = ("golden calibration", "pool", "golden holdout")
 ENGAGEMENT_SETS: Final[tuple[PairSet, ...]] = ("pool", "shown holdout")
@@ -78,29 +78,53 @@ def choose(steps: Sequence[Step], *, only: str | None, start: str | None) -> tup
     return tuple(steps[names.index(start) :]) if start is not None else tuple(steps)
 
 
-def execute(step: Step, records: dict[str, Record], *, root: Path, version: str) -> Record:
+def execute(step: Step, records: dict[str, Record], *, root: Path, version: str, base: str | None = None) -> Record:
     """The step's record, after running it or finding it finished; it is added to `records`.
 
+    With `base`, an earlier version, the very same work is not done again: where the step is finished there with the
+    same config and inputs, that record is taken. So a replaced teacher costs its own stages and those that read it.
     What the step needs is taken from `records` or from finished directories; InputError where it is neither.
     """
-    for name in step.needs:
-        if name not in records:
-            found = read_record(root / name / version)
-            if found is None:
-                raise InputError(f"stage '{step.name}' needs '{name}', which is not finished in {root}. Run it first.")
-            records[name] = found
-    records[step.name] = step.run(records, root / step.name / version)
+    gather(step, records, root=root, version=version, base=base)
+    record = base_record(step, records, root=root, version=version, base=base)
+    records[step.name] = step.run(records, root / step.name / version) if record is None else record
     return records[step.name]
 
 
-def status(step: Step, *, root: Path, version: str) -> Status:
-    """Whether the step's directory is finished, half done, or not there."""
+def gather(step: Step, records: dict[str, Record], *, root: Path, version: str, base: str | None = None) -> None:
+    """Add to `records` what the step needs and is finished in `version`, or else in `base`; InputError for the rest."""
+    for name in step.needs:
+        if name not in records:
+            found = read_record(root / name / version)
+            if found is None and base is not None:
+                found = read_record(root / name / base)
+            if found is None:
+                raise InputError(f"stage '{step.name}' needs '{name}', which is not finished in {root}. Run it first.")
+            records[name] = found
+
+
+def base_record(step: Step, records: Records, *, root: Path, version: str, base: str | None) -> Record | None:
+    """The step's record in `base`, where `version` has not begun it and it would be the same work on `records`."""
+    if status(step, root=root, version=version, base=base) != "based" or not set(step.needs) <= records.keys():
+        return None
+    assert base is not None
+    try:
+        # A finished stage does no work: it answers with its record or a DriftError.
+        return step.run(records, root / step.name / base)
+    except DriftError:
+        return None
+
+
+def status(step: Step, *, root: Path, version: str, base: str | None = None) -> Status:
+    """Whether the step's directory is finished, half done, or not there; ``based`` where `base` has one to look at."""
     out = root / step.name / version
     if version == DEV:
         return "run"
     if read_record(out) is not None:
         return "done"
-    return "resume" if (out / "pending.json").is_file() else "run"
+    if (out / "pending.json").is_file():
+        return "resume"
+    return "based" if base is not None and read_record(root / step.name / base) is not None else "run"
 
 
 def _corpus(recipe: Recipe) -> Step:
@@ -263,14 +287,16 @@ def _student(recipe: Recipe, config: DistillConfig) -> list[Step]:
     assert recipe.relevance is not None
 
     def train(records: Records, out: Path) -> Record:
-        from preceptor.student.distill import distill
+        from preceptor.student.distill import distill, stored_scores
 
         return distill(
             config,
             corpus=records["corpus"],
             relevance=records["relevance_teacher"],
-            relevance_scores=records["relevance_scores"],
-            engagement_scores=records["engagement_scores"],
+            scores={
+                voice.teacher: stored_scores(voice) if voice.scores else records[f"{voice.teacher}_scores"]
+                for voice in config.heard
+            },
             storage=recipe.storage,
             out=out,
         )

@@ -163,9 +163,17 @@ def fingerprint_of(stage: str, config: Mapping[str, Any], inputs: Mapping[str, s
 
 
 def to_jsonable(value: object) -> Any:
-    """`value` as plain JSON types: dataclasses become objects, paths strings, tuples lists."""
+    """`value` as plain JSON types: dataclasses become objects, paths strings, tuples lists.
+
+    A field marked ``later`` (preceptor.recipe.checks) is left out while it has its default.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {item.name: to_jsonable(getattr(value, item.name)) for item in dataclasses.fields(value)}
+        found = {item.name: (item, getattr(value, item.name)) for item in dataclasses.fields(value)}
+        fields = {
+            name: to_jsonable(content)
+            for name, (item, content) in found.items()
+            if not (item.metadata.get("later") and content == item.default)
+        }
         return {"kind": type(value).__name__, **fields}
     if isinstance(value, Mapping):
         return {str(key): to_jsonable(item) for key, item in value.items()}

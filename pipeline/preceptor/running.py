@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from preceptor.contracts import GATE_REPORT, read_table
 from preceptor.errors import DriftError, InputError, JudgeRefused, PreceptorError, RecipeError
-from preceptor.plan import Step, execute, make_plan, status
+from preceptor.plan import Step, base_record, execute, gather, make_plan, status
 from preceptor.recipe import CorporaConfig, HeadlinesConfig, JobmatchConfig, MarketConfig, Recipe
 from preceptor.record import Record, read_record
 
@@ -143,11 +143,15 @@ def _run_all(recipe: Recipe, steps: Sequence[Step], records: dict[str, Record], 
     for number, step in enumerate(steps, start=1):
         label = f"[{number}/{len(steps)}] {step.name}"
         before = status(step, root=root, version=recipe.version)
-        if before != "done":
+        if base_record(step, records, root=root, version=recipe.version, base=recipe.base) is not None:
+            before = "based"
+        if before not in ("done", "based"):
             say(f"{label}: {step.rows}{' (resumed)' if before == 'resume' else ''}")
         started_s = time.monotonic()
-        record = execute(step, records, root=root, version=recipe.version)
-        if before == "done":
+        record = execute(step, records, root=root, version=recipe.version, base=recipe.base)
+        if before == "based":
+            say(f"{label}: finished in {recipe.base}")
+        elif before == "done":
             say(f"{label}: finished before, {record.cost.get('wall_s', 0):.1f} s")
         else:
             say(f"{label}: done in {time.monotonic() - started_s:.1f} s{_outcome(step, record)}")
@@ -182,32 +186,45 @@ def dry_run(recipe: Recipe, steps: Sequence[Step], *, root: Path) -> str:
     """The plan in words: each step's inputs and rows, and whether it would be skipped, resumed or run."""
     lines = [f"recipe {recipe.name}, version {recipe.version}, root {root}"]
     width = max(len(step.name) for step in steps)
-    records: dict[str, Record] = {}
-    drifted: set[str] = set()
-    for number, step in enumerate(steps, start=1):
+    for number, (step, expected) in enumerate(forecast(recipe, steps, root=root).items(), start=1):
         needs = ", ".join(step.needs) or "nothing"
-        expected = _expected(step, records, drifted, root=root, version=recipe.version)
         lines.append(f"{number:>3}  {step.name:<{width}}  {expected:<14}  {step.rows}; needs {needs}")
     lines.append("nothing was run")
     return "\n".join(lines)
 
 
-def _expected(step: Step, records: dict[str, Record], drifted: set[str], *, root: Path, version: str) -> str:
-    """What a run would do with the step. A finished stage does no work: it answers with its record or a DriftError.
+def forecast(recipe: Recipe, steps: Sequence[Step], *, root: Path) -> dict[Step, str]:
+    """What a run would do with each step: run, resume, skip, or refuse it as drift. Nothing is run."""
+    records: dict[str, Record] = {}
+    found: dict[Step, str] = {}
+    for step in steps:
+        before = {other.name: doing for other, doing in found.items() if other.name in step.needs}
+        cause = next((name for name, doing in before.items() if doing.startswith("drift")), None)
+        waits = any(not doing.startswith("skip") for doing in before.values())
+        found[step] = _expected(recipe, step, records, root=root, cause=cause, waits=waits)
+    return found
 
-    The step joins `drifted` where it, or one that it needs, was finished as other work: its record is of no use then.
-    """
-    now = status(step, root=root, version=version)
-    if now != "done":
-        return now
-    cause = next((name for name in step.needs if name in drifted), None)
-    if cause is not None:
-        drifted.add(step.name)
+
+def _expected(
+    recipe: Recipe, step: Step, records: dict[str, Record], *, root: Path, cause: str | None, waits: bool
+) -> str:
+    """What a run would do with the step. A finished stage does no work: it answers with its record or a DriftError."""
+    where: dict[str, Any] = {"root": root, "version": recipe.version, "base": recipe.base}
+    now = status(step, **where)
+    if now in ("run", "resume") or (now == "based" and waits):  # what is to be made first cannot be compared with
+        return "resume" if now == "resume" else "run"
+    if cause is not None:  # its record is of what was finished as other work, and of no use
         return f"drift: {cause}"
     try:
-        execute(step, records, root=root, version=version)
+        gather(step, records, **where)
+        if now == "based":
+            record = base_record(step, records, **where)
+            if record is None:
+                return "run"
+            records[step.name] = record
+            return f"skip: {recipe.base}"
+        execute(step, records, **where)
     except DriftError as drift:
-        drifted.add(step.name)
         return f"drift: {drift}\n      "
     except PreceptorError:
         return "run"

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -22,9 +23,10 @@ from preceptor.cli import main
 from preceptor.contracts import GATE_REPORT, LABELS, OVERALL, REJECTS, SCORES, read_table
 from preceptor.plan import make_plan
 from preceptor.policy import load_policy
-from preceptor.recipe import POLICY_DIR
+from preceptor.recipe import POLICY_DIR, Voice
 from preceptor.recipes import tiny
 from preceptor.record import Record, read_record
+from preceptor.running import forecast
 
 pytestmark = pytest.mark.e2e
 
@@ -189,6 +191,42 @@ def test_a_dry_run_says_what_it_would_do_and_does_nothing(
     assert main(["run", "tiny", "--root", str(nowhere), "--dry-run"]) == 0
     assert "skip" not in capsys.readouterr().out.rpartition("nothing was run")[0]
     assert not nowhere.exists()
+
+
+READS_SCORES = ["distill", "student_scores", "gate", "export"]
+
+
+@pytest.mark.parametrize("teacher", ["relevance", "engagement"])
+def test_a_replaced_teacher_is_scored_and_distilled_anew_and_nothing_else(teacher: str, tiny_run: Path) -> None:
+    start = tiny()
+    assert start.relevance is not None and start.engagement is not None
+    # Both teachers of `tiny` are the same but for what they learn.
+    new = replace(start.relevance, backbone=replace(start.relevance.backbone, num_layers=3))
+    changed = {"relevance": replace(start, relevance=new), "engagement": replace(start, engagement=new)}[teacher]
+    recipe = replace(changed, version="v2", base="v1")
+    before = sorted(tiny_run.rglob("*"))
+    found = {step.name: doing for step, doing in forecast(recipe, make_plan(recipe), root=tiny_run).items()}
+    ran = [name for name, doing in found.items() if doing == "run"]
+    assert ran == [f"{teacher}_teacher", f"{teacher}_scores", *READS_SCORES]
+    assert {doing for name, doing in found.items() if name not in ran} == {"skip: v1"}
+    assert sorted(tiny_run.rglob("*")) == before
+
+    unchanged = replace(start, version="v2", base="v1")
+    assert set(forecast(unchanged, make_plan(unchanged), root=tiny_run).values()) == {"skip: v1"}
+
+
+def test_a_voice_of_another_run_is_an_input_of_the_student_and_of_nothing_else(tiny_run: Path) -> None:
+    start = tiny()
+    assert start.distill is not None
+    second = Voice(teacher="second", scores=tiny_run / "relevance_scores" / "v1", weight=0.5)
+    voices = (Voice(teacher="relevance"), second, Voice(teacher="engagement"))
+    recipe = replace(start, distill=replace(start.distill, voices=voices))
+    found = {step.name: doing for step, doing in forecast(recipe, make_plan(recipe), root=tiny_run).items()}
+    assert f"input second_scores: None -> '{record_of(tiny_run, 'relevance_scores').fingerprint}'" in found["distill"]
+    assert [name for name, doing in found.items() if doing.startswith("drift")] == ["distill"]
+    others = replace(recipe, version="v2", base="v1")
+    heard = {step.name: doing for step, doing in forecast(others, make_plan(others), root=tiny_run).items()}
+    assert [name for name, doing in heard.items() if doing == "run"] == READS_SCORES
 
 
 def test_a_student_is_distilled_anew_from_the_scores_that_are_stored(

@@ -16,7 +16,7 @@ from preceptor.ranker.backbones import resolve_backbone
 from preceptor.ranker.fit import MICRO_BATCH_TOKENS, FitJob, FitResult, fit
 from preceptor.ranker.losses import Objective
 from preceptor.ranker.model import action_heads, grade_heads, init_ranker
-from preceptor.recipe import BackboneConfig, TrainConfig
+from preceptor.recipe import BackboneConfig, GradientMixing, TrainConfig
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("local_ray")]
 
@@ -73,7 +73,9 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> FitJob:
         examples=folder / "examples",
         out=folder / "out",
         config=CONFIG,
-        objective=Objective(grade=0.6, action=0.4, listwise=0.3),
+        objective=Objective(grade=0.6, action=0.4, listwise=0.3, grade_listnet=0.1, action_listnet=0.2),
+        # Its state has to be the same on all workers and to come back from a checkpoint.
+        mixing=GradientMixing(),
     )
 
 
@@ -94,7 +96,7 @@ def model_bytes(result: FitResult) -> dict[str, bytes]:
 def test_two_workers_lose_what_one_loses(job: FitJob, undisturbed: FitResult, tmp_path: Path) -> None:
     alone = fit(replace(job, out=tmp_path, config=replace(CONFIG, num_workers=1)), name="alone")
     assert curve(alone, "step") == list(range(1, NUM_STEPS + 1))
-    for term in ("loss", "grade", "action", "listwise", "pairs"):
+    for term in ("loss", "grade", "action", "listwise", "grade_listnet", "action_listnet", "pairs"):
         assert curve(undisturbed, term) == pytest.approx(curve(alone, term), abs=1e-4), term
     first, last = curve(alone, "loss")[:4], curve(alone, "loss")[-4:]
     assert sum(last) < 0.9 * sum(first), "nothing was learnt, so equal curves would say little"

@@ -27,8 +27,8 @@ from preceptor.contracts import (
 from preceptor.errors import GateFailed, InputError, PolicyError, RecipeError
 from preceptor.evaluation.baselines import popularity_scores, tfidf_scores
 from preceptor.evaluation.gate import gate
-from preceptor.evaluation.holdout import cheapest_grade, expected_gain
-from preceptor.evaluation.metrics import auc, ece, log_loss, ndcg_at, quadratic_kappa
+from preceptor.evaluation.holdout import cheapest_grade, expected_gain, softmax
+from preceptor.evaluation.metrics import auc, ece, graded_ece, log_loss, ndcg_at, quadratic_kappa
 from preceptor.policy.seal import seal_of
 from preceptor.recipe import GateConfig
 from preceptor.record import Record, begin, write_json
@@ -170,6 +170,8 @@ def test_each_value_equals_its_metric_on_the_holdout(market, corpus, models, tmp
         ndcgs = [ndcg_at(*zip(*group, strict=True)) for group in by_query.values()]
         assert found[f"{system} overall ndcg@10"] == pytest.approx(np.mean(ndcgs))
         assert found[f"{system} overall kappa"] == pytest.approx(quadratic_kappa(grades, cheapest_grade(raw)))
+        assert found[f"{system} overall ece"] == pytest.approx(graded_ece(grades, softmax(raw)))
+    assert found["student overall ece"] > found["relevance_teacher overall ece"], "it is a grade off"
     assert found["student overall retention ndcg@10"] == pytest.approx(
         found["student overall ndcg@10"] / found["relevance_teacher overall ndcg@10"]
     )
@@ -210,6 +212,7 @@ def test_plots_hold_reliability_and_confusion(corpus, models, tmp_path) -> None:
         ("student overall retention ndcg@10", 0.1, 2.0, "at least 2.0000"),
         ("student click auc", 0.5, 0.999, "at least 0.9990"),
         ("student click ece", 0.9, 0.0001, "at most 0.0001"),
+        ("student overall ece", 0.9, 0.0001, "at most 0.0001"),
         ("student click log_loss", 5.0, 0.01, "at most 0.0100"),
     ],
 )
@@ -303,6 +306,8 @@ def test_without_impressions_only_grades_are_measured(market, models, tmp_path) 
         "student overall ndcg@10",
         "relevance_teacher overall kappa",
         "student overall kappa",
+        "relevance_teacher overall ece",
+        "student overall ece",
         "student overall retention ndcg@10",
     }
 

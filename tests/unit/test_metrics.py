@@ -14,6 +14,7 @@ from preceptor.evaluation.metrics import (
     bootstrap,
     confusion,
     ece,
+    graded_ece,
     log_loss,
     mean_ndcg,
     ndcg_at,
@@ -168,6 +169,21 @@ def test_reliability_bins_hold_equal_mass() -> None:
     assert share == pytest.approx(np.full(10, 0.1))
     assert list(rate) == [0] * 5 + [1] * 5
     assert np.all(np.diff(mean_prob) > 0)
+
+
+@given(grades=st.lists(st.integers(0, 4), min_size=1, max_size=30), seed=st.integers(0, 99))
+def test_ece_of_grades_is_the_mean_of_each_grades_own(grades: list[int], seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    probs = generator.dirichlet(np.ones(5), size=len(grades))
+    weights = generator.integers(0, 3, size=len(grades)) + (np.arange(len(grades)) == 0)
+    own = [ece([float(found == grade) for found in grades], probs[:, grade], weights) for grade in range(5)]
+    assert graded_ece(grades, probs, weights) == pytest.approx(sum(own) / 5, abs=1e-12)
+    assert graded_ece(grades, np.eye(5)[grades]) == 0, "sure and right"
+    assert graded_ece(grades, np.eye(5)[[(grade + 1) % 5 for grade in grades]]) > 0.1, "sure and wrong"
+
+
+def test_ece_of_grades_without_rows_is_undefined() -> None:
+    assert math.isnan(graded_ece([], np.empty((0, 5))))
 
 
 @pytest.mark.parametrize("metric", [auc, log_loss, ece])

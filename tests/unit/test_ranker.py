@@ -44,7 +44,16 @@ from preceptor.ranker.examples import (
     normalisers_of,
     to_targets,
 )
-from preceptor.ranker.losses import Normalisers, Objective, Targets, action_bce, graded_kl, listwise_kl, total_loss
+from preceptor.ranker.losses import (
+    Normalisers,
+    Objective,
+    Targets,
+    action_bce,
+    graded_kl,
+    listwise_kl,
+    loss_terms,
+    total_loss,
+)
 from preceptor.ranker.model import (
     Ranker,
     action_heads,
@@ -57,9 +66,9 @@ from preceptor.ranker.model import (
 )
 from preceptor.ranker.scoring import score_requests
 from preceptor.ranker.text import document_token_ids, prefix_token_ids, prompt_token_ids, render_pair
-from preceptor.recipe import BackboneConfig, TrainConfig
+from preceptor.recipe import BackboneConfig, TrainConfig, Voice
 from preceptor.record import Record
-from preceptor.student.distill import score_examples
+from preceptor.student.distill import voice_examples
 from preceptor.teachers.engagement import MIN_PROPENSITY, click_examples, exposures
 
 LIMITS = BackboneConfig(source="random-tiny", max_prefix_tokens=24, max_document_tokens=20)
@@ -270,17 +279,12 @@ def test_each_loss_equals_its_definition(seed: int) -> None:
     listwise = listwise_reference(grades[:, 0], targets)
     assert float(listwise_kl(grades[:, 0], targets)) == pytest.approx(listwise, rel=1e-3, abs=1e-5)
 
-    terms = total_loss(
-        grades,
-        actions,
-        targets,
-        Objective(grade=0.5, action=0.3, listwise=0.2),
-        Normalisers(grade=7.0, action=11.0, groups=3.0),
-    )
+    objective = Objective(grade=0.5, action=0.3, listwise=0.2)
+    terms = loss_terms(grades, actions, targets, objective, Normalisers(grade=7.0, action=11.0, groups=3.0))
     by_hand = (
         0.5 * graded_reference(grades, targets) / 7 + 0.3 * action_reference(actions, targets) / 11 + 0.2 * listwise / 3
     )
-    assert float(terms["loss"]) == pytest.approx(by_hand, rel=1e-4)
+    assert float(total_loss(terms, objective)) == pytest.approx(by_hand, rel=1e-4)
 
 
 def test_a_model_that_says_the_target_has_no_loss_left_to_lose() -> None:
@@ -308,8 +312,11 @@ def test_a_step_without_any_target_of_a_kind_has_a_finite_loss() -> None:
     grades = torch.randn(4, 1, NUM_GRADES).requires_grad_()
     actions = torch.randn(4, len(ACTIONS)).requires_grad_()
     norm = Normalisers(grade=0.0, action=2.0, groups=0.0)
-    terms = total_loss(grades, actions, targets, Objective(grade=1.0, action=1.0, listwise=1.0), norm)
-    assert terms["loss"].item() == pytest.approx(action_reference(actions.detach(), targets) / 2, rel=1e-4)
+    objective = Objective(grade=1.0, action=1.0, listwise=1.0, grade_margin=1.0, grade_listnet=1.0)
+    terms = loss_terms(grades, actions, targets, objective, norm)
+    assert total_loss(terms, objective).item() == pytest.approx(
+        action_reference(actions.detach(), targets) / 2, rel=1e-4
+    )
 
 
 # micro-batches
@@ -386,6 +393,8 @@ def test_normalisers_count_what_the_targets_weigh() -> None:
         int(group) for group, weight in zip(targets.group_N, targets.grade_weights_NG[:, 0], strict=True) if weight
     }
     assert norm.groups == len(ordered) == 5
+    acted = targets.action_weights_NA > 0
+    assert norm.orders == sum(len(set(targets.group_N[acted[:, a]].tolist())) for a in range(len(ACTIONS))) > 1
     assert normalisers_of(groups, action_heads(["apply"])) == Normalisers(grade=0.0, action=0.0, groups=0.0)
 
 
@@ -588,7 +597,9 @@ def test_stored_logits_become_probabilities_at_the_temperature_asked(tmp_path: P
         {"pair_id": "b", "teacher": "engagement_teacher", "head": "click", "logits": [-1.5]},
     ]
     write_table(rows_to_table(rows, TEACHER_SCORES), tmp_path / "0.parquet", TEACHER_SCORES)
-    graded, acted = score_examples(tmp_path, temperature=2.0)
+    slices = {"a": "s", "b": "s"}
+    (graded,) = voice_examples(tmp_path, Voice(teacher="relevance", temperature=2.0, heads=(OVERALL,)), slices)
+    (acted,) = voice_examples(tmp_path, Voice(teacher="engagement", heads=("click",)), slices)
     assert graded == {
         "pair_id": "a",
         "head": OVERALL,
@@ -600,4 +611,4 @@ def test_stored_logits_become_probabilities_at_the_temperature_asked(tmp_path: P
         rows_to_table([{**rows[0], "logits": [1.0, 2.0]}], TEACHER_SCORES), tmp_path / "1.parquet", TEACHER_SCORES
     )
     with pytest.raises(InputError, match="expected 5 logits, got 2"):
-        list(score_examples(tmp_path, temperature=1.0))
+        list(voice_examples(tmp_path, Voice(teacher="relevance"), slices))

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from preceptor.contracts import GATE_REPORT, rows_to_table
 from preceptor.errors import StageFailed
+from preceptor.evaluation.calibration_sheet import calibration_sheets
 from preceptor.evaluation.report import summary_table, write_report
 from preceptor.record import Record
 
@@ -208,6 +209,36 @@ def test_a_stage_without_metrics_or_cost_is_shown(tmp_path) -> None:
     }
     file = write_report(tmp_path / "r.html", title="Bare", records=bare, gate=None, plots={}, notes=[], examples=[])
     assert "calibrate v1 0 0 0 0" in Page(file).text
+
+
+def test_calibration_before_and_after_is_a_table_of_the_heads_measured_of_both() -> None:
+    def row(system: str, head: str, value: float, low: float | None = None) -> dict[str, Any]:
+        end = None if low is None else 2 * value - low
+        measured = {"metric": "ece", "value": value, "low": low, "high": end, "num_queries": 9}
+        return {"system": system, "head": head, **measured}
+
+    rows = [
+        row("relevance_teacher", "overall", 0.02, 0.01),
+        row("student", "overall", 0.05, 0.04),
+        row("engagement_teacher", "click", 0.04),
+        row("student", "click", 0.03),
+        row("student", "apply", 0.5),
+        {**row("student", "click", 0.7), "metric": "log_loss"},
+    ]
+    (sheet,) = calibration_sheets(rows)
+    assert sheet.rows == (
+        ("overall", "0.020 [0.010, 0.030]", "0.050 [0.040, 0.060]", "+0.030"),
+        ("click", "0.040", "0.030", "-0.010"),
+    )
+    assert calibration_sheets(rows[1:2]) == ()
+
+
+def test_a_page_with_both_errors_says_what_became_of_calibration(gate, records, tmp_path) -> None:
+    more = [{**gate.to_pylist()[-1], "system": "engagement_teacher", "value": 0.011, "threshold": None, "passed": None}]
+    both = rows_to_table([*gate.to_pylist(), *more], GATE_REPORT)
+    parts: dict[str, Any] = {"records": records, "plots": None, "notes": [], "examples": []}
+    page = Page(write_report(tmp_path / "r.html", title="t", gate=both, **parts))
+    assert "Calibration kept" in page.text and "+0.010" in page.text
 
 
 def test_a_failed_gate_is_said_first(records, tmp_path) -> None:

@@ -29,7 +29,15 @@ from preceptor.contracts import (
 )
 from preceptor.errors import GateFailed, RecipeError
 from preceptor.evaluation.baselines import popularity_scores, tfidf_scores
-from preceptor.evaluation.holdout import Holdout, Predictions, action_prob, cheapest_grade, expected_gain, read_holdout
+from preceptor.evaluation.holdout import (
+    Holdout,
+    Predictions,
+    action_prob,
+    cheapest_grade,
+    expected_gain,
+    read_holdout,
+    softmax,
+)
 from preceptor.evaluation.metrics import (
     Floats,
     Interval,
@@ -37,6 +45,7 @@ from preceptor.evaluation.metrics import (
     bootstrap,
     confusion,
     ece,
+    graded_ece,
     log_loss,
     ndcg_at,
     quadratic_kappa,
@@ -59,7 +68,7 @@ AT_MOST: Final = frozenset({"log_loss", "ece"})
 KNOWN: Final = (
     *(f"{system} overall {NDCG}" for system in ("tfidf", "popularity", "relevance_teacher", "student")),
     f"engagement_teacher click {NDCG}",
-    *(f"{system} overall kappa" for system in ("relevance_teacher", "student")),
+    *(f"{system} overall {metric}" for system in ("relevance_teacher", "student") for metric in ("kappa", "ece")),
     *(f"popularity {action} auc" for action in ACTIONS),
     *(
         f"{system} {action} {metric}"
@@ -173,6 +182,8 @@ def _measure_golden(
     for name, logits in overall.items():
         agreement = _weighted(queries, quadratic_kappa, grades, cheapest_grade(logits))
         measured.append(_measure(config, queries, name, OVERALL, "kappa", agreement))
+        errors = _weighted(queries, graded_ece, grades, softmax(logits))
+        measured.append(_measure(config, queries, name, OVERALL, "ece", errors))
     student, teacher = ndcg.get(("student", OVERALL)), ndcg.get(("relevance_teacher", OVERALL))
     if student is not None and teacher is not None:
         measured.append(_measure_retention(config, ndcg_queries, OVERALL, NDCG, student, teacher))

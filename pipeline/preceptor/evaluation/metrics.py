@@ -148,6 +148,16 @@ def ece(labels: ArrayLike, probs: ArrayLike, weights: ArrayLike | None = None, *
     return float((share * np.abs(rate - mean_prob)).sum()) if len(share) else float("nan")
 
 
+def graded_ece(grades: ArrayLike, probs: ArrayLike, weights: ArrayLike | None = None, *, num_bins: int = 10) -> float:
+    """Mean over the grades of the calibration error of each one's probability; `probs` is (rows, 5). NaN without rows.
+
+    Source: the classwise error of Kull et al., "Beyond temperature scaling" (2019), section 2.
+    """
+    grades, probs = np.asarray(grades), _floats(probs)
+    errors = [ece(grades == grade, probs[:, grade], weights, num_bins=num_bins) for grade in range(NUM_GRADES)]
+    return float(np.mean(errors))
+
+
 def reliability(
     labels: ArrayLike, probs: ArrayLike, weights: ArrayLike | None = None, *, num_bins: int = 10
 ) -> tuple[Floats, Floats, Floats]:

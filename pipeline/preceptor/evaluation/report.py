@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pyarrow as pa
 
 from preceptor.evaluation.agreement_sheets import agreement_sheets, judges_of
+from preceptor.evaluation.calibration_sheet import calibration_sheets
 from preceptor.evaluation.gate import AT_MOST, NDCG
 from preceptor.evaluation.sheets import sheets_of, write_text
 from preceptor.record import Record
@@ -118,7 +119,7 @@ def write_report(
         policies=list(dict.fromkeys(record.policy_version for record in records.values() if record.policy_version)),
         verdict=_verdict(records.get("gate")),
         figures=headline(records, gate),
-        sheets=[*sheets_of(records), *agreement_sheets(records)],
+        sheets=[*sheets_of(records), *agreement_sheets(records), *calibration_sheets(_rows(gate))],
         charts=list(_charts(records, gate, plots or {})),
         thresholds=[row for row in gate_rows if row["threshold"]],
         measurements=gate_rows,

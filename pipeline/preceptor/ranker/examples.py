@@ -108,14 +108,18 @@ def normalisers_of(groups: Sequence[Group], heads: Sequence[Head]) -> Normaliser
     first_grade = next((head.name for head in heads if head.kind == "grade"), None)
     kinds = {head.name: head.kind for head in heads}
     totals = {"grade": 0.0, "action": 0.0}
-    num_ordered = 0
+    actions = [head.name for head in heads if head.kind == "action"]
+    num_ordered = num_orders = 0
     for group in groups:
         for targets in group.targets:
             for name, (_, weight) in targets.items():
                 if name in kinds:
                     totals[kinds[name]] += weight
         num_ordered += any(first_grade in targets for targets in group.targets)
-    return Normalisers(grade=totals["grade"], action=totals["action"], groups=float(num_ordered))
+        num_orders += sum(any(action in targets for targets in group.targets) for action in actions)
+    return Normalisers(
+        grade=totals["grade"], action=totals["action"], groups=float(num_ordered), orders=float(num_orders)
+    )
 
 
 def to_targets(groups: Sequence[Group], heads: Sequence[Head]) -> Targets:

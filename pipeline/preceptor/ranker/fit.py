@@ -13,7 +13,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -34,12 +34,14 @@ from preceptor.ranker.examples import (
     to_targets,
 )
 from preceptor.ranker.following import following
-from preceptor.ranker.losses import Normalisers, Objective, total_loss
+from preceptor.ranker.losses import Normalisers, Objective, loss_terms, total_loss
+from preceptor.ranker.mixing import START, State, advanced, measured, mixed
 from preceptor.ranker.model import Head, Ranker, head_slices, load_ranker
-from preceptor.recipe import TrainConfig
+from preceptor.recipe import FixedMixing, Mixing, TrainConfig
 
 MICRO_BATCH_TOKENS: Final = 2048
 _LOSSES: Final = "losses.jsonl"
+_FIXED: Final = FixedMixing()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +54,7 @@ class FitJob:
     out: Path
     config: TrainConfig
     objective: Objective
+    mixing: Mixing = _FIXED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,10 +145,13 @@ def accumulate_step(
     objective: Objective,
     norm: Normalisers,
     *,
+    mixing: Mixing = _FIXED,
     scale: float = 1.0,
     device: torch.device | None = None,
 ) -> dict[str, float]:
     """The summed loss terms of `groups`, after adding their gradients, times `scale`, to the model's.
+
+    Beside ``loss`` and the terms there is what `mixing` wants to know of the step.
 
     Workers of one process group must call it together: each makes as many passes as the one with the most needs.
     """
@@ -164,10 +170,13 @@ def accumulate_step(
         packed = pack([encoded[index] for index in batch]).to(place)
         targets = to_targets([groups[index] for index in batch], heads).to(place)
         grade_logits, action_logits = split_logits(model(packed), heads)
-        terms = total_loss(grade_logits, action_logits, targets, objective, norm)
-        (terms["loss"] * scale).backward()
-        for key, value in terms.items():
-            totals[key] = totals.get(key, 0.0) + value.detach().item()
+        terms = loss_terms(grade_logits, action_logits, targets, objective, norm)
+        loss = total_loss(terms, objective)
+        wanted = measured(mixing, terms, grade_logits, action_logits)
+        (loss * scale).backward()
+        values = {name: value.detach().item() for name, value in {"loss": loss, **terms}.items()}
+        for name, value in {**values, **wanted}.items():
+            totals[name] = totals.get(name, 0.0) + value
     return totals
 
 
@@ -244,13 +253,14 @@ def _train_worker(payload: Mapping[str, FitJob]) -> None:
     freeze_embeddings(ranker, config)
     ranker = shard(ranker.to(device), config).train()
     optimizer = make_optimizer(ranker, config)
-    start = _restore(ranker, optimizer)
+    start, state = _restore(ranker, optimizer)
     groups = load_groups(job.pairs, job.examples)
     if rank == 0:
         _truncate_losses(job.out, start)
     for step in range(start, config.num_steps):
         chosen = [draw_documents(groups[i], step, config) for i in groups_of_step(len(groups), step, config)]
         norm = normalisers_of(chosen, ranker.heads)
+        objective = mixed(job.objective, job.mixing, state)
         # FSDP averages gradients over workers; the loss is a sum over them, hence the scale.
         terms = accumulate_step(
             ranker,
@@ -258,8 +268,9 @@ def _train_worker(payload: Mapping[str, FitJob]) -> None:
             chosen[rank::world],
             tokenizer,
             ranker.limits,
-            job.objective,
+            objective,
             norm,
+            mixing=job.mixing,
             scale=float(world),
             device=device,
         )
@@ -269,11 +280,18 @@ def _train_worker(payload: Mapping[str, FitJob]) -> None:
         optimizer.step()
         optimizer.zero_grad()
         terms = _summed(terms, device)
+        state = advanced(job.mixing, state, job.objective, terms)
         if rank == 0:
+            terms |= {f"{name}_share": share for name, share in _moved(objective, job.objective)}
             _append_loss(job.out, {"step": step + 1, **terms, "pairs": sum(len(g.documents) for g in chosen)})
         if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.num_steps:
-            _save(ranker, optimizer, step + 1, terms)
+            _save(ranker, optimizer, step + 1, state, terms)
     _export(ranker, tokenizer, job.out / "model", rank)
+
+
+def _moved(objective: Objective, start: Objective) -> Iterator[tuple[str, float]]:
+    """Each share of the objective that is not what the recipe gave."""
+    return ((name, share) for name, share in asdict(objective).items() if share != getattr(start, name))
 
 
 def _state(ranker: Ranker, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
@@ -283,28 +301,31 @@ def _state(ranker: Ranker, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     return {"model": model, "optimizer": optim}
 
 
-def _restore(ranker: Ranker, optimizer: torch.optim.Optimizer) -> int:
+def _restore(ranker: Ranker, optimizer: torch.optim.Optimizer) -> tuple[int, State]:
     import ray.train
     import torch.distributed.checkpoint as dcp
     from torch.distributed.checkpoint.state_dict import set_state_dict
 
     checkpoint = ray.train.get_checkpoint()
     if checkpoint is None:
-        return 0
+        return 0, START
     with checkpoint.as_directory() as directory:
         state = _state(ranker, optimizer)
         dcp.load(state, checkpoint_id=directory)
         set_state_dict(ranker, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
-        return int(json.loads((Path(directory) / "step.json").read_text())["step"])
+        reached = json.loads((Path(directory) / "step.json").read_text())
+        return int(reached["step"]), reached.get("mixing", START)
 
 
-def _save(ranker: Ranker, optimizer: torch.optim.Optimizer, step: int, metrics: Mapping[str, float]) -> None:
+def _save(
+    ranker: Ranker, optimizer: torch.optim.Optimizer, step: int, state: State, metrics: Mapping[str, float]
+) -> None:
     import ray.train
     import torch.distributed.checkpoint as dcp
 
     with tempfile.TemporaryDirectory() as directory:
         dcp.save(_state(ranker, optimizer), checkpoint_id=directory)
-        (Path(directory) / "step.json").write_text(json.dumps({"step": step}))
+        (Path(directory) / "step.json").write_text(json.dumps({"step": step, "mixing": dict(state)}))
         ray.train.report({"step": step, **metrics}, checkpoint=ray.train.Checkpoint.from_directory(directory))
 
 

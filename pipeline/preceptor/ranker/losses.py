@@ -1,18 +1,32 @@
 """The ranker's losses: pure functions, sums divided by a normaliser that the caller passes.
 
-Shapes: N documents, G grade heads, A action heads; 5 grades. Because the normaliser is the whole step's, the loss of
-micro-batches, on any number of workers, adds up to the loss of the full batch.
+Shapes: N documents, G grade heads, A action heads, K score columns, Q requests; 5 grades. Because the normaliser is the
+whole step's, the loss of micro-batches, on any number of workers, adds up to the loss of the full batch.
+
+Every loss reads stored logits alone. Transfer of hidden states is left out for that reason: a teacher's hidden states
+are some hundred times the size of its logits, and a teacher that runs beside the student would tie the two together.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from functools import reduce
+from typing import Final
 
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, log_softmax
 
 from preceptor.contracts import NUM_GRADES
+
+TERMS: Final = ("grade", "action", "listwise", "grade_margin", "grade_listnet", "action_margin", "action_listnet")
+"""The loss terms, in the order they are added up."""
+
+ALWAYS: Final = TERMS[:3]
+"""Terms that every step reports, whatever their share."""
+
+SMALLEST_SHARE: Final = 1e-4
+"""Targets are held this far from 0 and 1 before their log-odds are taken."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,15 +52,22 @@ class Normalisers:
     grade: float
     action: float
     groups: float
+    """Requests with a target of the first grade head."""
+    orders: float = 0.0
+    """Requests with a target of an action head, summed over these heads."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Objective:
-    """Shares of the loss terms. The listwise term is on the first grade head."""
+    """Shares of the loss terms, named as in TERMS. Those of order are on the first grade head and on every action."""
 
     grade: float
     action: float
     listwise: float
+    grade_margin: float = 0.0
+    grade_listnet: float = 0.0
+    action_margin: float = 0.0
+    action_listnet: float = 0.0
 
 
 def graded_kl(logits_NG5: Tensor, targets: Targets) -> Tensor:
@@ -87,15 +108,90 @@ def listwise_kl(logits_N5: Tensor, targets: Targets) -> Tensor:
     return terms_GN.masked_fill(~member_GN, 0.0).sum()
 
 
-def total_loss(
+def margin_mse(scores_NK: Tensor, wanted_NK: Tensor, seen_NK: Tensor, group_N: Tensor) -> Tensor:
+    """Sum over requests and columns of the mean squared error of all score differences between two documents.
+
+    MarginMSE (Hofstätter et al. 2020) over every pair of a request's seen documents instead of one positive and one
+    negative: a student may be off by a constant for each request. The mean over pairs is twice the sample variance of
+    the scores' errors, so it costs no pairs. A request with fewer than two seen documents adds 0.
+    """
+    num_groups = int(group_N.max()) + 1 if len(group_N) else 0
+    errors_NK = torch.where(seen_NK, scores_NK - wanted_NK, 0.0)
+    empty_QK = scores_NK.new_zeros(num_groups, scores_NK.shape[1])
+    counts_QK = empty_QK.index_add(0, group_N, seen_NK.to(scores_NK.dtype))
+    means_QK = empty_QK.index_add(0, group_N, errors_NK) / counts_QK.clamp(min=1)
+    centred_NK = torch.where(seen_NK, errors_NK - means_QK[group_N], 0.0)
+    squares_QK = empty_QK.index_add(0, group_N, centred_NK.square())
+    return (2 * squares_QK / (counts_QK - 1).clamp(min=1)).sum()
+
+
+def list_net(scores_NK: Tensor, wanted_NK: Tensor, seen_NK: Tensor, group_N: Tensor) -> Tensor:
+    """Sum over requests and columns of the cross-entropy of top-one probabilities, in nats: ListNet (Cao et al. 2007).
+
+    Each side is a softmax of scores over the request's seen documents. `listwise_kl` is the same of expected grades,
+    less the entropy of the target, which has no gradient. What differs is the score: an expected grade lies within 0
+    to 4, so that no document can be wanted more than e^4 times as much as another, and actions have none; log-odds
+    have no bounds, and every head has them. A request with fewer than two seen documents adds 0.
+    """
+    num_groups = int(group_N.max()) + 1 if len(group_N) else 0
+    groups_Q1 = torch.arange(num_groups, device=group_N.device).unsqueeze(1)
+    member_QNK = (group_N.unsqueeze(0) == groups_Q1).unsqueeze(-1) & seen_NK
+    lowest = torch.finfo(scores_NK.dtype).min
+    predicted_QNK = log_softmax(scores_NK.expand(num_groups, -1, -1).masked_fill(~member_QNK, lowest), dim=1)
+    wanted_QNK = log_softmax(wanted_NK.expand(num_groups, -1, -1).masked_fill(~member_QNK, lowest), dim=1).exp()
+    return -(wanted_QNK * predicted_QNK).masked_fill(~member_QNK, 0.0).sum()
+
+
+def grade_log_odds(log_probs_N5: Tensor) -> Tensor:
+    """Log-odds [N, 1] of the expected grade as a share of the highest: the same ranking as its own, without bounds."""
+    # log(0) of the grade that adds nothing to one side would leave a gradient that is not a number.
+    grades = torch.arange(1, NUM_GRADES, dtype=log_probs_N5.dtype, device=log_probs_N5.device).log()
+    towards_N = (log_probs_N5[:, 1:] + grades).logsumexp(-1)
+    against_N = (log_probs_N5[:, :-1] + grades.flip(0)).logsumexp(-1)
+    return (towards_N - against_N).unsqueeze(1)
+
+
+def loss_terms(
     grade_logits_NG5: Tensor, action_logits_NA: Tensor, targets: Targets, objective: Objective, norm: Normalisers
 ) -> dict[str, Tensor]:
-    """The terms ``grade``, ``action``, ``listwise`` (each normalised) and their weighted sum ``loss``."""
-    zero = grade_logits_NG5.new_zeros(())
-    has_grades, has_actions = grade_logits_NG5.shape[1] > 0, action_logits_NA.shape[1] > 0
-    grade = graded_kl(grade_logits_NG5, targets) / norm.grade if has_grades and norm.grade else zero
-    action = action_bce(action_logits_NA, targets) / norm.action if has_actions and norm.action else zero
-    wants_order = has_grades and norm.groups and objective.listwise
-    listwise = listwise_kl(grade_logits_NG5[:, 0], targets) / norm.groups if wants_order else zero
-    loss = objective.grade * grade + objective.action * action + objective.listwise * listwise
-    return {"loss": loss, "grade": grade.detach(), "action": action.detach(), "listwise": listwise.detach()}
+    """The terms of ALWAYS and all others with a share, each over the whole step's normaliser.
+
+    A term is 0 where there is nothing to learn: no head of its kind, or no target in the whole step.
+    """
+    terms = dict.fromkeys(
+        (name for name in TERMS if name in ALWAYS or getattr(objective, name)), grade_logits_NG5.new_zeros(())
+    )
+    group_N = targets.group_N
+    if grade_logits_NG5.shape[1] and norm.grade:
+        terms["grade"] = graded_kl(grade_logits_NG5, targets) / norm.grade
+    if action_logits_NA.shape[1] and norm.action:
+        terms["action"] = action_bce(action_logits_NA, targets) / norm.action
+    if grade_logits_NG5.shape[1] and norm.groups:
+        if objective.listwise:
+            terms["listwise"] = listwise_kl(grade_logits_NG5[:, 0], targets) / norm.groups
+        if objective.grade_margin or objective.grade_listnet:
+            grades = torch.arange(NUM_GRADES, dtype=grade_logits_NG5.dtype, device=grade_logits_NG5.device)
+            wanted_N1 = (targets.grade_probs_NG5[:, :1] @ grades) / (NUM_GRADES - 1)
+            wanted_N1 = torch.logit(wanted_N1, eps=SMALLEST_SHARE)
+            scores_N1 = grade_log_odds(log_softmax(grade_logits_NG5[:, 0], dim=-1))
+            columns = (scores_N1, wanted_N1, targets.grade_weights_NG[:, :1] > 0, group_N)
+            terms |= _order_terms("grade", columns, objective, norm.groups)
+    if action_logits_NA.shape[1] and norm.orders and (objective.action_margin or objective.action_listnet):
+        wanted_NA = torch.logit(targets.action_probs_NA, eps=SMALLEST_SHARE)
+        columns = (action_logits_NA, wanted_NA, targets.action_weights_NA > 0, group_N)
+        terms |= _order_terms("action", columns, objective, norm.orders)
+    return terms
+
+
+def _order_terms(
+    kind: str, columns: tuple[Tensor, Tensor, Tensor, Tensor], objective: Objective, num: float
+) -> dict[str, Tensor]:
+    losses = {f"{kind}_margin": margin_mse, f"{kind}_listnet": list_net}
+    return {name: loss(*columns) / num for name, loss in losses.items() if getattr(objective, name)}
+
+
+def total_loss(terms: dict[str, Tensor], objective: Objective) -> Tensor:
+    """The sum of the terms, each times its share."""
+    # In order, so that a term of share 0 changes no bit of the others' sum.
+    parts = [getattr(objective, name) * term for name, term in terms.items()]
+    return reduce(torch.add, parts)

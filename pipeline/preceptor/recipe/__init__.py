@@ -7,6 +7,7 @@ checks itself when it is built and raises RecipeError.
 
 from preceptor.recipe.compute import BackboneConfig, EngineConfig, ScoringConfig, TrainConfig
 from preceptor.recipe.judges import JudgeConfig
+from preceptor.recipe.lessons import FixedMixing, GradientMixing, Mix, Mixing, UncertaintyMixing, Voice
 from preceptor.recipe.refinement import Budget, RefineConfig, ReflectionConfig
 from preceptor.recipe.sources import (
     CORPUS_FIELDS,
@@ -22,7 +23,7 @@ from preceptor.recipe.sources import (
     Source,
     WriterConfig,
 )
-from preceptor.recipe.whole import POLICY_DIR, Blend, DistillConfig, GateConfig, Mix, Recipe, TeacherConfig
+from preceptor.recipe.whole import POLICY_DIR, Blend, DistillConfig, GateConfig, Recipe, TeacherConfig
 
 __all__ = [
     "CORPUS_FIELDS",
@@ -36,12 +37,15 @@ __all__ = [
     "DistillConfig",
     "EncoderConfig",
     "EngineConfig",
+    "FixedMixing",
     "GateConfig",
+    "GradientMixing",
     "HeadlinesConfig",
     "JobmatchConfig",
     "JudgeConfig",
     "MarketConfig",
     "Mix",
+    "Mixing",
     "PairSet",
     "QueryStyle",
     "Recipe",
@@ -51,5 +55,7 @@ __all__ = [
     "Source",
     "TeacherConfig",
     "TrainConfig",
+    "UncertaintyMixing",
+    "Voice",
     "WriterConfig",
 ]

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final
 from urllib.parse import urlsplit
 
 from preceptor.errors import RecipeError
+
+LATER: Final[Mapping[str, bool]] = MappingProxyType({"later": True})
+"""Metadata of a field that came after runs had been recorded: at its default it is in no record or fingerprint.
+
+So what the field adds leaves finished runs of recipes that do not use it finished.
+"""
 
 
 def require(condition: bool, message: str) -> None:

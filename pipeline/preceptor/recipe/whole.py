@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, Literal
 
-from preceptor.recipe.checks import require
+from preceptor.recipe.checks import LATER, require
 from preceptor.recipe.compute import BackboneConfig, ScoringConfig, TrainConfig
 from preceptor.recipe.judges import JudgeConfig
+from preceptor.recipe.lessons import FixedMixing, Mix, Mixing, Voice
 from preceptor.recipe.sources import Source
 
 
@@ -22,19 +23,6 @@ class TeacherConfig:
     train: TrainConfig
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
     listwise: float = 0.5
-
-
-@dataclass(frozen=True, kw_only=True)
-class Mix:
-    """Shares of the teachers in the distillation loss. A product decision: no default."""
-
-    relevance: float
-    engagement: float
-
-    def __post_init__(self) -> None:
-        require(self.relevance >= 0 <= self.engagement, "shares must be 0 or above")
-        total = self.relevance + self.engagement
-        require(abs(total - 1) < 1e-9, f"shares must add up to 1, got {total}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +42,11 @@ class DistillConfig:
     """The student and how it is taught.
 
     It starts from `num_layers` layers of the relevance teacher, or from a `backbone` of its own.
+
+    It hears the relevance teacher at `temperature` and the engagement teacher, or the `voices` given in their place.
+    Beside graded KL and action cross-entropy its loss has what these weigh: `listwise` the order of a request's
+    documents by grade, `listnet` and `margin` their order and their differences by every head (ranker/losses.py). The
+    mix gives the shares; `mixing` is the rule that may move them while it learns.
     """
 
     mix: Mix
@@ -64,14 +57,34 @@ class DistillConfig:
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
     temperature: float = 1.0
     listwise: float = 0.5
+    margin: float = field(default=0.0, metadata=LATER)
+    listnet: float = field(default=0.0, metadata=LATER)
+    mixing: Mixing = field(default=FixedMixing(), metadata=LATER)
+    voices: tuple[Voice, ...] = field(default=(), metadata=LATER)
 
     def __post_init__(self) -> None:
         require(self.temperature > 0, f"temperature must be above 0, got {self.temperature}")
+        require(
+            min(self.margin, self.listnet) >= 0,
+            f"margin and listnet must be 0 or above, got {self.margin} and {self.listnet}",
+        )
+        names = [voice.teacher for voice in self.voices]
+        require(len(names) == len(set(names)), f"each voice is another teacher's, got {', '.join(names)}")
+        require(
+            not self.voices or self.temperature == 1.0,
+            f"with voices each has a temperature of its own; leave out the student's, {self.temperature}",
+        )
         require(
             (self.num_layers is None) != (self.backbone is None),
             "a student starts from num_layers of its teacher or from a backbone: give one of the two",
         )
         require(self.num_layers is None or self.num_layers > 0, f"num_layers must be above 0, got {self.num_layers}")
+
+    @property
+    def heard(self) -> tuple[Voice, ...]:
+        """The voices the student hears: those given, or both teachers of the recipe."""
+        both = (Voice(teacher="relevance", temperature=self.temperature), Voice(teacher="engagement"))
+        return self.voices or both
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +102,7 @@ class Recipe:
 
     `num_tuned_pairs` is about how many golden pairs a tuned teacher is calibrated on. `check_vllm` asks for vLLM's
     agreement before export; `storage` is where Ray Train keeps checkpoints (a path or an S3 address) in place of the
-    run's own directory.
+    run's own directory. Work that the version `base` has finished in the same way is taken from it.
     """
 
     name: str
@@ -105,6 +118,7 @@ class Recipe:
     num_tuned_pairs: int = 100
     check_vllm: bool = True
     version: str = "v1"
+    base: str | None = None
     storage: str | None = None
 
     def __post_init__(self) -> None:
@@ -118,6 +132,10 @@ class Recipe:
         )
         require(
             self.relevance is None or self.judge is not None, f"recipe {self.name}: a relevance teacher needs a judge"
+        )
+        require(
+            self.base is None or len({self.base, self.version, "dev"}) == 3,
+            f"recipe {self.name}: a base is another version, and neither is dev; got {self.base} for {self.version}",
         )
 
 

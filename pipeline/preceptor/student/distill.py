@@ -1,10 +1,10 @@
-"""Distillation: one small student learns from the stored scores of both teachers."""
+"""Distillation: one small student learns from the stored scores of any number of teachers."""
 
 from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,8 @@ from preceptor.contracts import (
 )
 from preceptor.errors import InputError
 from preceptor.logits import sigmoid, softmax
-from preceptor.recipe import DistillConfig
-from preceptor.record import Record, StageRun, begin
+from preceptor.recipe import DistillConfig, Voice
+from preceptor.record import Record, StageRun, begin, read_record
 
 
 def distill(
@@ -30,37 +30,31 @@ def distill(
     *,
     corpus: Record,
     relevance: Record,
-    relevance_scores: Record,
-    engagement_scores: Record,
+    scores: Mapping[str, Record],
     storage: str | None = None,
     out: Path,
 ) -> Record:
     """The record of the student in ``model/``: head 'overall' and one for each action, in fewer layers.
 
-    It starts from evenly spaced layers of the relevance teacher, or from a backbone of its own. Its loss is the graded
-    KL to the relevance teacher's distribution at `config.temperature` and the cross-entropy to the engagement
-    teacher's probabilities, mixed by `config.mix`. A pair with one teacher's scores alone is learnt from that one (the
-    other head is masked).
+    It starts from evenly spaced layers of the relevance teacher, or from a backbone of its own. `scores` holds the
+    stored scores of each of `config.heard`, by the teacher's name. Its loss is the graded KL to the distributions of
+    grades and the cross-entropy to the probabilities of actions, and what `config` adds, mixed by `config.mix`. A pair
+    is learnt from those that scored it and are heard on it (a head that none speaks for is masked).
     """
-    inputs = {
-        "corpus": corpus,
-        "relevance": relevance,
-        "relevance_scores": relevance_scores,
-        "engagement_scores": engagement_scores,
-    }
+    heard = {voice: scores[voice.teacher] for voice in config.heard}
+    inputs = {"corpus": corpus, "relevance": relevance}
+    inputs |= {f"{voice.teacher}_scores": record for voice, record in heard.items()}
     run = begin("distill", config, out=out, inputs=inputs, policy_version=relevance.policy_version)
     if run.record is not None:
         return run.record
     pool = {row["pair_id"]: row for row in read_table(corpus.path / "pairs", PAIRS).to_pylist()}
-    train = {pair_id for pair_id, row in pool.items() if row["split"] == "train"}
-    examples = [
-        row
-        for scores in (relevance_scores, engagement_scores)
-        for row in score_examples(scores.path / "scores", temperature=config.temperature)
-        if row["pair_id"] in train
-    ]
+    slices = {pair_id: row["slice"] for pair_id, row in pool.items() if row["split"] == "train"}
+    examples = merged(
+        row for voice, record in heard.items() for row in voice_examples(record.path / "scores", voice, slices)
+    )
     if not examples:
-        raise InputError(f"{relevance_scores.path}: no score of a train pair. Score the pool with both teachers first.")
+        places = ", ".join(str(record.path) for record in heard.values())
+        raise InputError(f"{places}: no score of a train pair. Score the pool with all teachers first.")
     used = sorted({row["pair_id"] for row in examples})
     write_table(rows_to_table((pool[i] for i in used), PAIRS), out / "training" / "pairs" / "part-0.parquet", PAIRS)
     write_table(rows_to_table(examples, EXAMPLES), out / "training" / "examples" / "part-0.parquet", EXAMPLES)
@@ -68,27 +62,69 @@ def distill(
     return _train(run, config, relevance=relevance, actions=actions, num_pairs=len(used), storage=storage)
 
 
-def score_examples(scores: Path, *, temperature: float) -> Iterator[dict[str, Any]]:
-    """EXAMPLES rows from TEACHER_SCORES: 'overall' grades and actions as probabilities; dimensions are left out."""
+def stored_scores(voice: Voice) -> Record:
+    """The record of the scores that a voice from another run names; InputError where they are not finished."""
+    assert voice.scores is not None
+    record = read_record(voice.scores)
+    if record is None:
+        raise InputError(
+            f"{voice.scores}: no finished scores stage for voice '{voice.teacher}'. "
+            "Name the directory that holds its record.json, such as runs/other/relevance_scores/v1."
+        )
+    return record
+
+
+def voice_examples(scores: Path, voice: Voice, slices: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+    """EXAMPLES rows of what `voice` says of the pairs in `slices`: 'overall' grades and actions as probabilities.
+
+    `slices` names the slice of each pair that may be learnt. Other heads, dimensions among them, are left out.
+    """
     for table in iter_tables(scores, TEACHER_SCORES):
         for row in table.to_pylist():
+            head, pair_id = row["head"], row["pair_id"]
             if not all(map(math.isfinite, row["logits"])):
                 raise InputError(
-                    f"{scores}: head '{row['head']}' of pair {row['pair_id']} has logits {row['logits']}, not finite. "
+                    f"{scores}: head '{head}' of pair {pair_id} has logits {row['logits']}, not finite. "
                     "The teacher diverged: lower its learning rate and train it again."
                 )
-            if row["head"] == OVERALL:
-                if len(row["logits"]) != NUM_GRADES:
-                    raise InputError(
-                        f"{scores}: head '{OVERALL}' of pair {row['pair_id']}: expected {NUM_GRADES} logits, "
-                        f"got {len(row['logits'])}. Score the pairs again with this version."
-                    )
-                target = list(softmax([logit / temperature for logit in row["logits"]]))
-            elif len(row["logits"]) == 1:
-                target = [sigmoid(row["logits"][0])]
-            else:
+            masked = voice.slices and slices.get(pair_id) not in voice.slices
+            if pair_id not in slices or masked or (voice.heads and head not in voice.heads):
                 continue
-            yield {"pair_id": row["pair_id"], "head": row["head"], "target": target, "weight": 1.0}
+            target = _target(row, scores, voice.temperature)
+            if target is None or (head != OVERALL and target[0] < voice.least):
+                continue
+            yield {"pair_id": pair_id, "head": head, "target": target, "weight": voice.weight}
+
+
+def _target(row: Mapping[str, Any], scores: Path, temperature: float) -> list[float] | None:
+    """The row's probabilities at `temperature`, None for a head that the student lacks."""
+    logits = row["logits"]
+    if row["head"] == OVERALL:
+        if len(logits) != NUM_GRADES:
+            raise InputError(
+                f"{scores}: head '{OVERALL}' of pair {row['pair_id']}: expected {NUM_GRADES} logits, "
+                f"got {len(logits)}. Score the pairs again with this version."
+            )
+        return list(softmax([logit / temperature for logit in logits]))
+    return [sigmoid(logits[0] / temperature)] if len(logits) == 1 else None
+
+
+def merged(examples: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row for each pair and head: where several voices speak, their weighted mean target and their summed weight.
+
+    For graded KL and cross-entropy this is the same as a loss term for each voice, but for a constant: both are linear
+    in the target. Losses of order see the mean teacher.
+    """
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    for new in examples:
+        old = rows.setdefault((new["pair_id"], new["head"]), new)
+        if old is new:
+            continue
+        weight = old["weight"] + new["weight"]
+        share = new["weight"] / weight
+        target = [(1 - share) * a + share * b for a, b in zip(old["target"], new["target"], strict=True)]
+        rows[new["pair_id"], new["head"]] = {**old, "target": target, "weight": weight}
+    return list(rows.values())
 
 
 def _train(
@@ -106,6 +142,7 @@ def _train(
     student.set_policy_version(run.policy_version)
     student.save(initial, tokenizer)
     del teacher, student
+    grades, acts = config.mix.relevance, config.mix.engagement
     result = fit(
         FitJob(
             initial=initial.resolve(),
@@ -114,10 +151,15 @@ def _train(
             out=run.out.resolve(),
             config=config.train,
             objective=Objective(
-                grade=config.mix.relevance,
-                action=config.mix.engagement,
-                listwise=config.mix.relevance * config.listwise,
+                grade=grades,
+                action=acts,
+                listwise=grades * config.listwise,
+                grade_margin=grades * config.margin,
+                grade_listnet=grades * config.listnet,
+                action_margin=acts * config.margin,
+                action_listnet=acts * config.listnet,
             ),
+            mixing=config.mixing,
         ),
         name=run.work_name,
         storage=storage,
