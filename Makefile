@@ -38,7 +38,7 @@ format: $(STAMP)  ## mend what lint and format can mend
 	@$(BIN)/ruff format
 
 bench: $(STAMP)  ## every benchmark in bench/, one after the other
-	@set -e; for bench in $(BENCHES); do echo "bench: $$bench"; $(BIN)/python $$bench; done
+	@set -e; for bench in $(BENCHES); do echo "bench: $$bench"; $(BIN)/python -m bench.$$(basename $$bench .py); done
 
 contracts: $(STAMP)  ## write docs/contracts.md from the schemas
 	@$(BIN)/python -m preceptor.contracts_doc > docs/.contracts.partial

@@ -42,7 +42,7 @@ class Round:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recipe", nargs="?", default="demo", help="the recipe of the finished run (default: demo)")
-    parser.add_argument("--root", type=Path, required=True, help="where the finished run is kept")
+    parser.add_argument("--root", type=Path, default=Path("runs/demo"), help="the finished run (default: runs/demo)")
     parser.add_argument("--dimension", help="the dimension to reword (default: the rubric's last)")
     parser.add_argument("--rounds", type=int, default=3, help="edits, one after the other (default: 3)")
     arguments = parser.parse_args()
