@@ -150,7 +150,7 @@ def test_a_judge_that_falls_under_its_floor_is_shown_and_refused(
 
 
 def test_what_cannot_be_calibrated_is_said(root: Path, policy: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="stage 'corpus' is not finished"):
+    with pytest.raises(InputError, match="stage 'calibrate' is not finished"):
         recalibrate(tiny(), root=tmp_path / "nowhere")
     with pytest.raises(InputError, match=r"calibrate/v9: stage"):
         recalibrate(tiny(), root=root, against="v9")
