@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from preceptor.policy import Finding
 
 GOLDEN_EPILOG: Final = """\
-in this order (docs/golden.md):
+in this order (docs/golden.md), once rubric.toml names the people: [golden] graders = ["market-truth", "kim", "lee"]
   preceptor golden export --pairs runs/demo/corpus/v1/pairs --format labelstudio --out tasks.json --graders kim,lee
   preceptor golden import export.json --users 1=kim,2=lee
   preceptor golden agree policy/job_match/golden/drafts/ROUND.jsonl

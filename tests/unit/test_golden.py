@@ -270,6 +270,9 @@ def test_the_declared_graders_are_read_from_the_rubric_alone(tmp_path: Path) -> 
     assert declared_graders(tmp_path) == ()
     with pytest.raises(PolicyError, match=r"got 0 \(nobody\)"):
         choose_graders(tmp_path, None)
+    file.write_text('[golden]\ngraders = ["market-truth"]\n')
+    with pytest.raises(PolicyError, match=r"'kim'\. .*rubric.toml declares: market-truth\. Mend it, or"):
+        choose_graders(tmp_path, ["kim", "lee"])
     for broken in ('graders = "kim"', "graders = [1]", 'graders = ["a+b"]'):
         file.write_text(f"[golden]\n{broken}\n")
         with pytest.raises(PolicyError, match=r"\[golden\] graders"):

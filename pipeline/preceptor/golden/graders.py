@@ -19,7 +19,12 @@ JOINT: Final = "+"
 
 
 def declared_graders(policy: Path) -> tuple[str, ...]:
-    """The people in ``[golden] graders`` of the policy's rubric.toml, in its order; none where it declares none.
+    """The people among `listed_graders`: all but the market."""
+    return tuple(name for name in listed_graders(policy) if name != CONSTRUCTED)
+
+
+def listed_graders(policy: Path) -> tuple[str, ...]:
+    """``[golden] graders`` of the policy's rubric.toml, in its order: whose grades count; empty where anybody's do.
 
     PolicyError where the list is not one of names, or a name holds '+'.
     """
@@ -34,7 +39,7 @@ def declared_graders(policy: Path) -> tuple[str, ...]:
     joined = next((name for name in names if JOINT in name), None)
     if joined is not None:
         raise PolicyError(f"{file}: [golden] graders: '{joined}' holds '{JOINT}', which joins two names. Rename it.")
-    return tuple(name for name in names if name != CONSTRUCTED)
+    return tuple(names)
 
 
 def choose_graders(policy: Path, given: Iterable[str] | None) -> tuple[str, ...]:
@@ -42,11 +47,15 @@ def choose_graders(policy: Path, given: Iterable[str] | None) -> tuple[str, ...]
 
     PolicyError where there are fewer than two, one stands twice, or one is not declared by a policy that declares any.
     """
-    declared = declared_graders(policy)
+    listed, declared = listed_graders(policy), declared_graders(policy)
     chosen = tuple(given) if given is not None else declared
-    unknown = [name for name in chosen if declared and name not in declared]
+    # A list of nobody but the market is a list too: golden of anybody else would be refused in the end.
+    unknown = [name for name in chosen if listed and name not in declared]
     if unknown:
-        raise PolicyError(f"unknown grader '{unknown[0]}'. {policy / RUBRIC} declares: {', '.join(declared)}.")
+        raise PolicyError(
+            f"unknown grader '{unknown[0]}'. {policy / RUBRIC} declares: {', '.join(listed)}. "
+            "Mend it, or add it to [golden] graders."
+        )
     if len(set(chosen)) < len(chosen) or any(not name or JOINT in name for name in chosen):
         raise PolicyError(f"graders must be different names without '{JOINT}', got: {', '.join(chosen)}.")
     if len(chosen) < 2:

@@ -16,7 +16,7 @@ from preceptor.golden.agreement_text import refusal
 from preceptor.golden.choose import plain_id
 from preceptor.golden.draft import Draft, Graded
 from preceptor.golden.files import write_new
-from preceptor.golden.graders import JOINT, declared_graders, undeclared
+from preceptor.golden.graders import JOINT, listed_graders, undeclared
 from preceptor.golden.rounds import Task
 from preceptor.policy import Policy
 from preceptor.policy.document import GOLDEN_DIR
@@ -114,7 +114,7 @@ def _reasons(given: list[Graded]) -> Iterator[str]:
 def _check_fits(texts: Mapping[str, str], files: Mapping[str, Path], policy: Policy) -> None:
     """Hold the new pairs to the rules of golden among those that are there; PolicyError where one is broken."""
     before = [file for file in golden_files(policy.path / GOLDEN_DIR) if file not in files.values()]
-    graders = declared_graders(policy.path)
+    graders = listed_graders(policy.path)
     known, _ = read_golden(before, policy.rubric)
     places = {pair.pair["pair_id"]: f"{pair.file.name}:{pair.line}" for pair in known}
     splits = {pair.pair["query_id"]: pair.pair["split"] for pair in known}
