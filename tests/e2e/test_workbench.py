@@ -19,6 +19,7 @@ import uvicorn
 
 from preceptor.contracts import OVERALL
 from preceptor.policy import load_policy
+from preceptor.policy.sealed import sealed
 from preceptor.record import Record
 from preceptor.workbench import Asked, make_workbench
 from tests.unit.deciding import Room, errors_of, lay_room, lines_of, wrong
@@ -76,18 +77,19 @@ def laid(tmp_path_factory: pytest.TempPathFactory) -> Room:
 
 @contextmanager
 def served(room: Room) -> Iterator[Site]:
-    """The workbench of `room` behind a real server on a free port."""
+    """The workbench of `room` behind a real server on a free port, the holdout sealed as the command seals it."""
     listener = socket.create_server(("127.0.0.1", 0))
     site = Site(url=f"http://127.0.0.1:{listener.getsockname()[1]}", room=room)
     site.gate.set()
     app = make_workbench(room.session, recalibrate=site.recalibrate)
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=2))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
-    thread.start()
-    yield site
-    site.gate.set()
-    server.should_exit = True
-    thread.join()
+    with sealed(room.session.policy, room.session.corpus):
+        thread.start()
+        yield site
+        site.gate.set()
+        server.should_exit = True
+        thread.join()
 
 
 @pytest.fixture
