@@ -81,10 +81,11 @@ def choose(
 ) -> list[Choice]:
     """At most `budget` pairs of each kind, no pair twice, at most `max_per_query` of a query in all.
 
-    `pairs` have query_id, slice and split; only those of train are chosen to train on, for golden all are. `gaps`, `vectors` and `cosines` (to the nearest labelled pair) are theirs. First
-    golden: by chance within slices, `short` of so many, in proportion to what they lack, since a test set chosen for
-    its difficulty would measure difficulty. Then the greatest gaps. Then, one after another, what is farthest from
-    everything labelled or chosen (k-center greedy: Sener and Savarese, ICLR 2018, algorithm 1).
+    `pairs` have query_id, slice and split; `gaps`, `vectors` and `cosines` (to the nearest labelled pair) are theirs.
+    First golden: by chance within slices that are `short` of so many, in proportion to what they lack, since a test set
+    chosen for its difficulty would measure difficulty. Then the greatest gaps. Then, one after another, what is
+    farthest from everything labelled or chosen (k-center greedy: Sener and Savarese, ICLR 2018, algorithm 1). The
+    last two are to train on, so they come from the train split alone.
     """
     order = list(range(len(pairs)))
     # Seeded, and before anything else: it decides among equals.

@@ -61,8 +61,9 @@ class PickConfig:
     """What to pick from, and how many of each kind.
 
     `texts` are PAIRS folders with the texts of what was served; `golden` are GOLDEN folders, whose grades do not count
-    here, and `labelled` PAIRS folders of what is labelled already. A slice is short of golden under `golden_per_slice` pairs. Of more than `max_pool`
-    candidates a seeded sample is looked at. `embedding` None: MiniLM where it is installed, TF-IDF where not.
+    here, and `labelled` PAIRS folders of what is labelled already. A slice is short of golden under `golden_per_slice`
+    pairs. Of more than `max_pool` candidates a seeded sample is looked at. `embedding` None: MiniLM where it is
+    installed, TF-IDF where not.
     """
 
     served: Path
@@ -119,7 +120,7 @@ def pick(config: PickConfig, *, out: Path) -> Record:
     vectors = embed([_text(row) for row in texts] + known.texts)
     ours, theirs = vectors[: len(texts)], vectors[len(texts) :]
     cosines, nearest = nearest_known(ours, theirs)
-    pairs = [_with_slice(row, known, int(at)) for row, at in zip(texts, nearest, strict=True)]
+    pairs = _with_slices(texts, known, ours, theirs)
     gaps, names = disagreements(*_heads([served[row["pair_id"]] for row in texts]))
     short = _short(pairs, known, config)
     choices = choose(
@@ -241,13 +242,23 @@ def _heads(rows: Sequence[Mapping[str, Any]]) -> tuple[Floats, dict[str, Floats]
 
 def _short(pairs: Iterable[Mapping[str, Any]], known: Known, config: PickConfig) -> dict[str, int]:
     """How many golden pairs each slice of the traffic, of golden or of labels lacks; slices that lack none are out."""
-    slices = {pair["slice"] for pair in pairs} | set(known.slices)
+    slices = {pair["slice"] for pair in pairs} | (set(known.slices) - {SERVED_SLICE})
     lacking = {name: config.golden_per_slice - known.golden.get(name, 0) for name in sorted(slices)}
     return {name: num for name, num in lacking.items() if num > 0}
 
 
-def _with_slice(row: dict[str, Any], known: Known, nearest: int) -> dict[str, Any]:
-    return row if row["slice"] != SERVED_SLICE or nearest < 0 else {**row, "slice": known.slices[nearest]}
+def _with_slices(
+    rows: Sequence[dict[str, Any]], known: Known, vectors: Floats, known_vectors: Floats
+) -> list[dict[str, Any]]:
+    """`rows`, where only the log knows one with the slice of the nearest labelled pair that has one of its own."""
+    sliced = [index for index, slice_ in enumerate(known.slices) if slice_ != SERVED_SLICE]
+    if not sliced:
+        return list(rows)
+    _, nearest = nearest_known(vectors, known_vectors[sliced])
+    return [
+        row if row["slice"] != SERVED_SLICE else {**row, "slice": known.slices[sliced[at]]}
+        for row, at in zip(rows, nearest.tolist(), strict=True)
+    ]
 
 
 def _why(choice: Choice, slice_: str, action: str, known: Known, config: PickConfig) -> str:
