@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from preceptor.cli_feedback import FEEDBACK_EPILOG, add_feedback, add_log
 from preceptor.cli_golden import GOLDEN_EPILOG, add_golden
 from preceptor.cli_plan import add_plan
 from preceptor.cli_policy import add_policy
@@ -37,6 +38,7 @@ examples:
   preceptor serve --bundle runs/demo/export/v1/bundle
   preceptor keys add recommender --file keys.json
   preceptor serve --bundle runs/demo/export/v1/bundle --host 0.0.0.0 --keys keys.json
+  preceptor feedback join --served log --events clicks.jsonl --propensities estimate --root runs/demo
   preceptor policy lint policy/job_match
   preceptor policy diff HEAD:policy/job_match policy/job_match --root runs/demo
   preceptor workbench demo --root runs/demo            decide about disagreements at http://127.0.0.1:8100
@@ -95,15 +97,12 @@ def _parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
     )
-    for name, about, add in (
-        ("refine", "improve a judge's prompts against golden's calibration split", add_refine),
-        ("worklist", "sort what golden and a judge disagree on", add_worklist),
+    for name, about, epilog, add in (
+        ("refine", "improve a judge's prompts against golden's calibration split", REFINE_EPILOG, add_refine),
+        ("worklist", "sort what golden and a judge disagree on", REFINE_EPILOG, add_worklist),
+        ("feedback", "clicks joined to a served log, and what to label next", FEEDBACK_EPILOG, add_feedback),
     ):
-        add(
-            commands.add_parser(
-                name, help=about, epilog=REFINE_EPILOG, formatter_class=argparse.RawDescriptionHelpFormatter
-            )
-        )
+        add(commands.add_parser(name, help=about, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter))
     _add_score(commands.add_parser("score", help="score a file of pairs with a bundle"))
     _add_serve(commands.add_parser("serve", help="serve a bundle over HTTP with Ray Serve"))
     add_policy(commands.add_parser("policy", help="check, show or compare policies"))
@@ -242,6 +241,7 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         default="bfloat16",
         help="of the weights; int8 only where it ranks as bfloat16 does (default: bfloat16)",
     )
+    add_log(parser)
     parser.set_defaults(run=_serve)
 
 
@@ -381,16 +381,18 @@ def _serve(arguments: argparse.Namespace) -> int:
     # Before Ray is loaded, let alone started: what may not be is said at once.
     guard: Guard = "gateway" if arguments.behind_gateway else "keys"
     require_guarded(arguments.host, keys=arguments.keys, guard=guard)
+    from preceptor_serve.served_log import log_of
+
+    log = log_of(arguments.log, rate=arguments.log_rate, texts=arguments.log_texts)
     from preceptor.running import ray_cluster
     from preceptor_serve.app import run_app
     from preceptor_serve.engine.options import EngineOptions
     from preceptor_serve.scorer import import_ahead
 
-    # Ray's start is waiting for other processes.
-    import_ahead()
+    import_ahead()  # while Ray's start waits for other processes
     with ray_cluster():
         engine, where = EngineOptions(precision=arguments.precision), {"host": arguments.host, "port": arguments.port}
-        run_app(arguments.bundle.resolve(), **where, keys=arguments.keys, guard=guard, engine=engine)
+        run_app(arguments.bundle.resolve(), **where, keys=arguments.keys, guard=guard, engine=engine, log=log)
     return 0
 
 

@@ -151,12 +151,20 @@ SCORES = _schema(
 
 SERVED = _schema(
     "SERVED",
-    "One scored document of one answered request.",
+    "One document of one answered request, as it was ranked. Ids and numbers, no text.",
     _field("request_id", pa.string(), "the request"),
+    _field("part", pa.int32(), "which query of the body, 0 where it has one"),
     _field("served_at", pa.timestamp("us", tz="UTC"), "when"),
     _field("pair_id", pa.string(), "the pair"),
+    _field("query_id", pa.string(), "the pair's query"),
+    _field("profile_id", pa.string(), "the pair's profile"),
+    _field("document_id", pa.string(), "the pair's document"),
+    _field("document_name", pa.string(), "the caller's own id of the document", nullable=True),
     _field("position", pa.int32(), "rank of the document in the answer, 1 is the top"),
-    _field("score", pa.float32(), "what ranked it"),
+    _field("score", pa.float32(), "what ranked it, under the request's blend"),
+    _field("expected_grade", pa.float32(), "mean of the grade distribution, 0 to 4"),
+    _field("actions", pa.map_(pa.string(), pa.float32()), "probability of each action"),
+    _field("rate", pa.float64(), "share of requests that this log keeps, above 0"),
     _field("bundle_id", pa.string(), "the bundle"),
     _field("policy_version", pa.string(), "the policy the bundle was trained under"),
 )
@@ -213,6 +221,14 @@ def split_of(query_id: str, *, calibration: float = 0.1, holdout: float = 0.2) -
     if point < holdout:
         return "holdout"
     return "calibration" if point < holdout + calibration else "train"
+
+
+def is_sampled(request_id: str, rate: float) -> bool:
+    """Whether a served log that keeps `rate` of all requests keeps this one; a function of both alone.
+
+    What a lower rate keeps, a higher one keeps too.
+    """
+    return int(content_id("served", request_id), 16) < rate * 2**64
 
 
 def make_pair(query: str, profile: str, document: str, *, slice: str, split: str | None = None) -> dict[str, str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 
 from fastapi import Request
@@ -15,6 +15,7 @@ from preceptor_serve.pace import Pace
 from preceptor_serve.reading import Ask, blend_refused
 from preceptor_serve.schema import BlendWeights, DocumentResult, Limits, Refusal, ScoreAnswer
 from preceptor_serve.scorer import Answer, AsyncScorer, TooLate, checked
+from preceptor_serve.served_log import Part, ServedLog
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,12 @@ class Desk:
     metrics: Metrics
     pace: Pace
     clock: Callable[[], float]
+    log: ServedLog | None = None
+
+    def keep(self, request_id: str, parts: Iterable[Part]) -> None:
+        """Hand an answered request to the served log, if there is one and it is sampled. Never waits."""
+        if self.log is not None and self.log.wants(request_id):
+            self.log.offer(request_id, tuple(parts))
 
     async def answer(self, request: Request, asks: Sequence[Ask], *, deadline_s: float | None) -> list[Answer]:
         """An answer for each of `asks`, its scores checked; all or none.

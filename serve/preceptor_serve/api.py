@@ -34,6 +34,7 @@ from preceptor_serve.schema import (
     ScoreResponse,
 )
 from preceptor_serve.scorer import AsyncScorer
+from preceptor_serve.served_log import LogOptions, Part, ServedLog
 from preceptor_serve.watch import Gate, Watch
 
 T = TypeVar("T", ScoreRequest | BatchRequest, RerankRequest)
@@ -46,13 +47,25 @@ def make_api(
     *,
     limits: Limits | None = None,
     keys: KeyRing | None = None,
+    log: LogOptions | None = None,
     replica: str = "local",
     clock: Callable[[], float] = time.monotonic,
 ) -> FastAPI:
-    """The HTTP API in front of `scorer`; where there are `keys`, for their holders only. `clock` counts seconds."""
+    """The HTTP API in front of `scorer`; where there are `keys`, for their holders only. `clock` counts seconds.
+
+    With `log` it keeps a served log, which is written to its end when the server shuts the application down.
+    """
     metrics = Metrics(replica=replica, clock=clock)
-    desk = Desk(scorer=scorer, limits=limits or Limits(), metrics=metrics, pace=Pace(clock), clock=clock)
-    app = FastAPI(title="Preceptor", version="1", docs_url=None, redoc_url=None, redirect_slashes=False)
+    served = None if log is None else ServedLog(log, metrics=metrics, replica=replica)
+    desk = Desk(scorer=scorer, limits=limits or Limits(), metrics=metrics, pace=Pace(clock), clock=clock, log=served)
+    app = FastAPI(
+        title="Preceptor",
+        version="1",
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=None if served is None else served.lifespan,
+    )
     if keys is not None:
         app.add_middleware(Gate, keys=keys, metrics=metrics)
     app.add_middleware(Watch, metrics=metrics, clock=clock)
@@ -76,11 +89,14 @@ def _add_score(app: FastAPI, desk: Desk) -> None:
         request_id = request.state.request_id
         if isinstance(wanted, ScoreRequest):
             answer = to_answer(asks[0], wanted.ids, given[0], inside="")
+            desk.keep(request_id, [Part(ask=asks[0], names=wanted.ids, answer=given[0])])
             return ScoreResponse(request_id=request_id, **dict(answer))
         parts = [
             to_answer(ask, item.ids, answer, inside=f"requests[{index}].")
             for index, (ask, item, answer) in enumerate(zip(asks, wanted.items, given, strict=True))
         ]
+        kept = zip(asks, wanted.items, given, strict=True)
+        desk.keep(request_id, (Part(ask=ask, names=item.ids, answer=answer) for ask, item, answer in kept))
         return BatchResponse(request_id=request_id, answers=parts)
 
 
@@ -98,10 +114,13 @@ def _add_rerank(app: FastAPI, desk: Desk, *, version: str) -> None:
         ask = ask_of(wanted, desk.limits)
         deadline_s = deadline_of(wanted.deadline_ms, request.headers.get("x-deadline-ms"))
         (answer,) = await desk.answer(request, [ask], deadline_s=deadline_s)
+        request_id = request.state.request_id
         try:
-            return ranked(wanted, answer, blend=ask.blend, request_id=request.state.request_id, version=version)
+            response = ranked(wanted, answer, blend=ask.blend, request_id=request_id, version=version)
         except OutOfBounds as error:
             raise blend_refused(error, inside="") from None
+        desk.keep(request_id, [Part(ask=ask, names=wanted.ids, answer=answer, top_n=wanted.top_n)])
+        return response
 
 
 def _add_standing(app: FastAPI, desk: Desk) -> None:

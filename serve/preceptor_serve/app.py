@@ -46,6 +46,7 @@ from preceptor_serve.scorer import (
     load_serving,
     without_texts,
 )
+from preceptor_serve.served_log import LogOptions
 
 APP_NAME = "preceptor"
 IDENTITY_MAX_AGE_S = 10.0
@@ -59,7 +60,7 @@ class AppArgs(BaseModel):
 
     `num_cpus` is also how many threads a replica's engine has, where `engine` does not say; which cores they get is not
     for `engine` to say. With `keys_file` only holders of its keys are answered; every node that runs an Edge must see
-    it at this path.
+    it at this path. With `log` each Edge writes a served log.
 
     The replica options are defaults: an entry under `deployments` in serve.yaml overrides them.
     """
@@ -70,6 +71,7 @@ class AppArgs(BaseModel):
     keys_file: str | None = None
     limits: Limits = Field(default_factory=Limits)
     engine: EngineOptions = Field(default_factory=EngineOptions)
+    log: LogOptions | None = None
     min_replicas: PositiveInt = 1
     max_replicas: PositiveInt = 2
     target_ongoing_requests: PositiveFloat = 2.0
@@ -171,17 +173,26 @@ async def _reached(response: Awaitable[T], timeout_s: float) -> T:
 class Edge:
     """The HTTP API in front of the scorers."""
 
-    def __init__(self, scorer: DeploymentHandle, limits: Limits, timeout_s: float, keys_file: str | None) -> None:
+    def __init__(
+        self,
+        scorer: DeploymentHandle,
+        limits: Limits,
+        timeout_s: float,
+        keys_file: str | None,
+        log: LogOptions | None = None,
+    ) -> None:
         self._scorer: AsyncScorer = RemoteScorer(scorer, timeout_s=timeout_s)
         self._limits = limits
         self._keys_file = keys_file
+        self._log = log
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         context = serve.get_replica_context()
         # Serve spreads requests evenly over the edges, so each holds its share of a key's limits.
         share = 1 / (context.world_size or 1)
         keys = None if self._keys_file is None else KeyRing(Path(self._keys_file), share=share)
-        return make_api(self._scorer, limits=self._limits, keys=keys, replica=context.replica_id.unique_id)
+        replica = context.replica_id.unique_id
+        return make_api(self._scorer, limits=self._limits, keys=keys, log=self._log, replica=replica)
 
 
 # The Edge takes far more requests than scorers do: past its bound Serve refuses with its own body, and within it the
@@ -210,7 +221,7 @@ def build(args: AppArgs) -> serve.Application:
             "target_ongoing_requests": args.target_ongoing_requests,
         },
     )
-    return EDGE.bind(scorers.bind(args.bundle, args.engine), args.limits, args.timeout_s, args.keys_file)
+    return EDGE.bind(scorers.bind(args.bundle, args.engine), args.limits, args.timeout_s, args.keys_file, args.log)
 
 
 def run_app(
@@ -221,6 +232,7 @@ def run_app(
     keys: Path | None = None,
     guard: Guard = "keys",
     engine: EngineOptions | None = None,
+    log: LogOptions | None = None,
     block: bool = True,
 ) -> str:
     """The URL at which `bundle` answers. Ray must be running: the caller owns the cluster.
@@ -247,7 +259,12 @@ def run_app(
         # One CPU of Ray's count stays for the Edge; which cores there are is the engine's to use all the same.
         num_cpus = max(1.0, min(options.threads, ray.cluster_resources().get("CPU", 1.0) - 1))
         args = AppArgs(
-            bundle=str(bundle.resolve()), keys_file=keys_file, engine=options, max_replicas=1, num_cpus=num_cpus
+            bundle=str(bundle.resolve()),
+            keys_file=keys_file,
+            engine=options,
+            log=log,
+            max_replicas=1,
+            num_cpus=num_cpus,
         )
         application = build(args)
         serve.run(application, name=APP_NAME, route_prefix="/", logging_config=logging_config)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Final
+from typing import Final, Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -20,6 +20,9 @@ ROUTES: Final = (
     "/metrics",
     "/openapi.json",
 )
+Lost = Literal["full", "closed", "defect", "disk"]
+"""Why a sampled document is not in the served log: the queue was full, the log closed, or a row or part failed."""
+
 LATENCY_BUCKETS_S: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 
 
@@ -50,6 +53,21 @@ class Metrics:
             buckets=LATENCY_BUCKETS_S,
             registry=self.registry,
         )
+        self._kept = Counter(
+            "preceptor_served_log_rows_total",
+            "Documents written to the served log.",
+            ("replica",),
+            registry=self.registry,
+        )
+        self._lost = Counter(
+            "preceptor_served_log_dropped_rows_total",
+            "Documents of sampled requests that the served log does not hold, by why.",
+            ("reason", "replica"),
+            registry=self.registry,
+        )
+        self._waiting = Gauge(
+            "preceptor_served_log_waiting_rows", "Documents not written yet.", ("replica",), registry=self.registry
+        )
         self._documents.labels(replica)
         self._under_way.labels(replica)
 
@@ -70,6 +88,15 @@ class Metrics:
 
     def scored(self, num_documents: int) -> None:
         self._documents.labels(self._replica).inc(num_documents)
+
+    def kept(self, num_documents: int) -> None:
+        self._kept.labels(self._replica).inc(num_documents)
+
+    def lost(self, num_documents: int, *, reason: Lost) -> None:
+        self._lost.labels(reason, self._replica).inc(num_documents)
+
+    def waiting(self, num_documents: int) -> None:
+        self._waiting.labels(self._replica).set(num_documents)
 
     def render(self) -> bytes:
         """The text exposition."""

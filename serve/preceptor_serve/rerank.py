@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Discriminator, Field, JsonValue, Tag
 
 from preceptor.bundle import Blend
 from preceptor_serve.blending import blended, total_weight
-from preceptor_serve.schema import BlendWeights, DeadlineMs, Refusal, RequestId, Text
+from preceptor_serve.schema import MAX_NAME_CHARS, BlendWeights, DeadlineMs, Refusal, RequestId, Text
 from preceptor_serve.scorer import Answer
 
 IGNORED: Final = (
@@ -99,6 +99,12 @@ class RerankRequest(BaseModel):
         """What is read of each document; Refusal 422 where one has no such text."""
         fields = self.rank_fields or ["text"]
         return [_text_of(document, fields, index) for index, document in enumerate(self.documents)]
+
+    @property
+    def ids(self) -> list[str | None]:
+        """The `id` of each document that is an object with one of at most 256 characters, None elsewhere."""
+        named = (document.get("id") if isinstance(document, dict) else None for document in self.documents)
+        return [name if isinstance(name, str) and len(name) <= MAX_NAME_CHARS else None for name in named]
 
     @property
     def warnings(self) -> list[str]:

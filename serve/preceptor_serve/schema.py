@@ -13,6 +13,7 @@ from preceptor_serve.blending import BlendBounds
 
 REQUEST_ID_PATTERN: Final = r"^[A-Za-z0-9._:\-]{1,128}$"
 MAX_DEADLINE_MS: Final = 600_000
+MAX_NAME_CHARS: Final = 256
 
 _STRICT: Final = ConfigDict(strict=True, extra="forbid", frozen=True)
 
@@ -60,7 +61,7 @@ class Document(BaseModel):
 
     model_config = _STRICT
 
-    id: Annotated[str, Field(max_length=256)] | None = None
+    id: Annotated[str, Field(max_length=MAX_NAME_CHARS)] | None = None
     text: Text
 
 
