@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -37,6 +39,7 @@ app = make_api(ThreadedScorer(FakeScorer()), log=log)
 uvicorn.run(app, host="127.0.0.1", fd=int(port), log_level="error")
 """
 NUM_REQUESTS = 100
+NUM_LARGE = 120
 RATE = 0.5
 
 
@@ -81,10 +84,27 @@ def body_of(number: int) -> dict[str, Any]:
     return {"request_id": f"request-{number}", "query": words, "profile": "ward", "documents": documents}
 
 
-def ask(session: httpx.Client, number: int) -> dict[str, Any] | None:
-    """The answer to request `number`, None where the server died on it."""
+def large_documents() -> list[str]:
+    """As many and as long documents as a body holds, which do not compress to nothing."""
+    rng = random.Random(1)
+    return [rng.randbytes(8000).hex() for _ in range(NUM_LARGE)]
+
+
+def is_unfinished(file: Path) -> bool:
+    """Whether `file` is there and lacks the four bytes that end Parquet."""
     try:
-        response = session.post("/v1/score", json=body_of(number))
+        with file.open("rb") as source:
+            size = source.seek(0, os.SEEK_END)
+            source.seek(max(size - 4, 0))
+            return source.read() != b"PAR1"
+    except FileNotFoundError:
+        return False
+
+
+def ask(session: httpx.Client, body: dict[str, Any]) -> dict[str, Any] | None:
+    """The answer to `body`, None where the server died on it."""
+    try:
+        response = session.post("/v1/score", json=body)
     except httpx.TransportError:
         return None
     assert response.status_code == 200, response.text
@@ -105,7 +125,7 @@ def test_after_sigterm_every_sampled_request_is_logged_and_its_clicks_are_impres
 ) -> None:
     process, tmp_path, session = scorers[0].process, scorers[0].folder, scorers[0].session
     with ThreadPoolExecutor(4) as pool:
-        answers = list(pool.map(lambda number: ask(session, number), range(NUM_REQUESTS)))
+        answers = list(pool.map(lambda number: ask(session, body_of(number)), range(NUM_REQUESTS)))
     metrics = session.get("/metrics").text
     process.send_signal(signal.SIGTERM)
     process.wait(timeout=30)
@@ -145,15 +165,19 @@ def test_after_sigkill_every_part_is_whole_and_nothing_else_looks_like_one(
     scorers: tuple[Scorer, Scorer],
 ) -> None:
     process, tmp_path, session = scorers[1].process, scorers[1].folder, scorers[1].session
-    answered = [ask(session, number) for number in range(20)]
-    with ThreadPoolExecutor(4) as pool:
-        under_way = [pool.submit(ask, session, number) for number in range(20, 120)]
-        under_way[10].result()
-        # Whenever it comes, a part is being written.
+    large = {"query": "nurse", "profile": "", "documents": large_documents()}
+    with ThreadPoolExecutor(1) as pool:
+        under_way = pool.submit(lambda: [ask(session, large | {"request_id": f"r{n}"}) for n in range(200)])
+        # Texts of a megabyte take long enough to be written that a part after the first can be caught without its end.
+        pause = threading.Event()
+        while not list((tmp_path / "log").glob("*.parquet")) and not under_way.done():
+            pause.wait(0.001)
+        while not any(is_unfinished(file) for file in tmp_path.glob("*/*")) and not under_way.done():
+            pause.wait(0.0005)
         os.kill(process.pid, signal.SIGKILL)
-        answered += [one.result() for one in under_way]
+        answers = under_way.result()
     process.wait(timeout=30)
-    assert None in answered, "the server was to die under load"
+    assert answers[0] is not None and answers[-1] is None, "the server was to die between two answers"
     files = [file for folder in ("log", "texts") for file in (tmp_path / folder).iterdir()]
     whole = {file for folder in ("log", "texts") for file in parquet_files(tmp_path / folder)}
     assert whole
@@ -162,5 +186,5 @@ def test_after_sigkill_every_part_is_whole_and_nothing_else_looks_like_one(
     assert all(file.name.startswith(".") and file.name.endswith(".partial") for file in set(files) - whole)
     served, texts = read_table(tmp_path / "log", SERVED), read_table(tmp_path / "texts", PAIRS)
     rows = served.group_by("request_id").aggregate([("position", "count")])
-    assert set(rows["position_count"].to_pylist()) == {3}, "a request is logged whole or not at all"
+    assert set(rows["position_count"].to_pylist()) == {NUM_LARGE}, "a request is logged whole or not at all"
     assert set(served["pair_id"].to_pylist()) <= set(texts["pair_id"].to_pylist())
