@@ -12,10 +12,10 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import httpx
 import pyarrow.parquet as pq
@@ -25,19 +25,36 @@ from preceptor.contracts import IMPRESSIONS, PAIRS, SERVED, is_sampled, parquet_
 from preceptor.feedback import FeedbackConfig, feedback
 from preceptor.teachers.engagement import click_examples, exposures
 
-SERVER = """
-import sys
+SERVERS = """
+import json, os, sys
 from pathlib import Path
 import uvicorn
 from preceptor_serve.api import make_api
 from preceptor_serve.scorer import FakeScorer, ThreadedScorer
 from preceptor_serve.served_log import LogOptions
 
-folder, texts, rate, part_rows, port = sys.argv[1:]
-log = LogOptions(folder=Path(folder), texts=Path(texts), rate=float(rate), part_rows=int(part_rows))
-app = make_api(ThreadedScorer(FakeScorer()), log=log)
-uvicorn.run(app, host="127.0.0.1", fd=int(port), log_level="error")
+
+def serve(folder, rate, part_rows, port):
+    log = LogOptions(folder=Path(folder) / "log", texts=Path(folder) / "texts", rate=rate, part_rows=part_rows)
+    uvicorn.run(make_api(ThreadedScorer(FakeScorer()), log=log), host="127.0.0.1", fd=port, log_level="error")
+
+
+wanted = json.loads(sys.argv[1])
+for one in wanted:
+    pid = os.fork()
+    if not pid:
+        for other in wanted:
+            if other != one:
+                os.close(other[3])
+        serve(*one)
+        sys.exit(0)
+    print(pid, flush=True)
+for one in wanted:
+    os.close(one[3])
+for one in wanted:
+    print(*os.wait(), flush=True)
 """
+"""A process for each server, forked once the imports, which take longest, are done."""
 NUM_REQUESTS = 100
 NUM_LARGE = 120
 RATE = 0.5
@@ -45,36 +62,46 @@ RATE = 0.5
 
 @dataclass(frozen=True)
 class Scorer:
-    """A process that serves, with its log under `folder`."""
+    """A process that serves, with its log under `folder`; its parent says on `ends` when it has ended."""
 
-    process: subprocess.Popen[bytes]
+    pid: int
     folder: Path
     session: httpx.Client
+    ends: IO[str]
 
-
-@contextmanager
-def scorer(folder: Path, *, rate: float, part_rows: int) -> Iterator[Scorer]:
-    """A scorer until the body ends. Its socket listens before it starts, so nobody waits for it to be there."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        arguments = [str(folder / "log"), str(folder / "texts"), str(rate), str(part_rows), str(listening.fileno())]
-        process = subprocess.Popen([sys.executable, "-c", SERVER, *arguments], pass_fds=[listening.fileno()])
-        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-    try:
-        with httpx.Client(base_url=url, trust_env=False, timeout=30) as session:
-            yield Scorer(process, folder, session)
-    finally:
-        process.kill()
-        process.wait(timeout=30)
+    def end(self, number: signal.Signals) -> None:
+        """Returns when the process has ended of `number`."""
+        os.kill(self.pid, number)
+        assert self.ends.readline().startswith(f"{self.pid} ")
 
 
 @pytest.fixture(scope="module")
 def scorers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Scorer, Scorer]]:
-    """One to end and one to kill, which start side by side. The latter writes a part for every request."""
-    with (
-        scorer(tmp_path_factory.mktemp("ended"), rate=RATE, part_rows=40) as ended,
-        scorer(tmp_path_factory.mktemp("killed"), rate=1.0, part_rows=1) as killed,
-    ):
-        yield ended, killed
+    """One to be ended and one to be killed, which writes a part for every request."""
+    with ExitStack() as stack:
+        folders = [tmp_path_factory.mktemp(name) for name in ("ended", "killed")]
+        # They listen before anyone serves, so that nobody has to wait for that.
+        sockets = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in folders]
+        urls = [f"http://127.0.0.1:{one.getsockname()[1]}" for one in sockets]
+        ports = [one.fileno() for one in sockets]
+        wanted = [(str(folders[0]), RATE, 40, ports[0]), (str(folders[1]), 1.0, 1, ports[1])]
+        command = [sys.executable, "-c", SERVERS, json.dumps(wanted)]
+        process = subprocess.Popen(command, pass_fds=ports, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        sessions = [stack.enter_context(httpx.Client(base_url=url, trust_env=False, timeout=30)) for url in urls]
+        pids = [int(process.stdout.readline()) for _ in wanted]
+        # From now on a dead server refuses.
+        for one in sockets:
+            one.close()
+        ended, killed = (Scorer(*parts, process.stdout) for parts in zip(pids, folders, sessions, strict=True))
+        try:
+            yield ended, killed
+        finally:
+            for pid in pids:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            process.wait(timeout=30)
+            process.stdout.close()
 
 
 def body_of(number: int) -> dict[str, Any]:
@@ -112,6 +139,14 @@ def ask(session: httpx.Client, body: dict[str, Any]) -> dict[str, Any] | None:
     return answer
 
 
+def ask_until_dead(session: httpx.Client, body: dict[str, Any]) -> list[dict[str, Any] | None]:
+    """The answers to `body` asked again and again, None where the server died; at most 200."""
+    answers: list[dict[str, Any] | None] = []
+    while len(answers) < 200 and (not answers or answers[-1] is not None):
+        answers.append(ask(session, body | {"request_id": f"large-{len(answers)}"}))
+    return answers
+
+
 def clicks_on_the_best(answers: Sequence[dict[str, Any]]) -> str:
     """Events as JSON Lines: a click on what each answer scores highest, by the caller's id."""
     best = [(answer["request_id"], max(answer["results"], key=lambda result: result["score"])) for answer in answers]
@@ -123,12 +158,11 @@ def clicks_on_the_best(answers: Sequence[dict[str, Any]]) -> str:
 def test_after_sigterm_every_sampled_request_is_logged_and_its_clicks_are_impressions(
     scorers: tuple[Scorer, Scorer],
 ) -> None:
-    process, tmp_path, session = scorers[0].process, scorers[0].folder, scorers[0].session
+    tmp_path, session = scorers[0].folder, scorers[0].session
     with ThreadPoolExecutor(4) as pool:
         answers = list(pool.map(lambda number: ask(session, body_of(number)), range(NUM_REQUESTS)))
     metrics = session.get("/metrics").text
-    process.send_signal(signal.SIGTERM)
-    process.wait(timeout=30)
+    scorers[0].end(signal.SIGTERM)
     given = [answer for answer in answers if answer is not None]
     assert len(given) == NUM_REQUESTS
     assert "preceptor_served_log_dropped_rows_total{" not in metrics
@@ -164,19 +198,18 @@ def test_after_sigterm_every_sampled_request_is_logged_and_its_clicks_are_impres
 def test_after_sigkill_every_part_is_whole_and_nothing_else_looks_like_one(
     scorers: tuple[Scorer, Scorer],
 ) -> None:
-    process, tmp_path, session = scorers[1].process, scorers[1].folder, scorers[1].session
+    tmp_path, session = scorers[1].folder, scorers[1].session
     large = {"query": "nurse", "profile": "", "documents": large_documents()}
     with ThreadPoolExecutor(1) as pool:
-        under_way = pool.submit(lambda: [ask(session, large | {"request_id": f"r{n}"}) for n in range(200)])
+        under_way = pool.submit(ask_until_dead, session, large)
         # Texts of a megabyte take long enough to be written that a part after the first can be caught without its end.
         pause = threading.Event()
         while not list((tmp_path / "log").glob("*.parquet")) and not under_way.done():
             pause.wait(0.001)
         while not any(is_unfinished(file) for file in tmp_path.glob("*/*")) and not under_way.done():
             pause.wait(0.0005)
-        os.kill(process.pid, signal.SIGKILL)
+        scorers[1].end(signal.SIGKILL)
         answers = under_way.result()
-    process.wait(timeout=30)
     assert answers[0] is not None and answers[-1] is None, "the server was to die between two answers"
     files = [file for folder in ("log", "texts") for file in (tmp_path / folder).iterdir()]
     whole = {file for folder in ("log", "texts") for file in parquet_files(tmp_path / folder)}

@@ -398,6 +398,28 @@ def test_a_run_that_was_cut_short_goes_on_and_ends_the_same(config: FeedbackConf
     assert snapshot(out) == snapshot(whole.path)
 
 
+def test_the_stage_estimates_propensities_from_its_own_log(tmp_path: Path) -> None:
+    query = next(name for name in map(str, range(9)) if make_pair(name, "", "", slice="")["split"] == "train")
+    # Two rankers that differ in one place; the top is clicked always, the second place every other time.
+    rows = [row for n in range(200) for row in answer(f"r{n}", ("ab", "ba")[n % 2], query=query)]
+    clicked = [(n, position) for n in range(200) for position in (1, 2) if position == 1 or n % 4 < 2]
+    write_table(rows_to_table(rows, SERVED), tmp_path / "log" / "a.parquet", SERVED)
+    lines = [json.dumps({"request_id": f"r{n}", "action": "click", "position": position}) for n, position in clicked]
+    (tmp_path / "e.jsonl").write_text("\n".join(lines))
+    config = FeedbackConfig(served=tmp_path / "log", events=tmp_path / "e.jsonl", propensities=None, late_after_s=1)
+    record = feedback(config, out=tmp_path / "out" / "v1")
+    assert record.metrics["propensity"] == {
+        "source": "estimated",
+        "values": (1.0, pytest.approx(0.5)),
+        "clicks": (100, 100),
+        "num_clipped": 0,
+    }
+    shown = read_table(record.path / "impressions", IMPRESSIONS)
+    assert {(row["position"], row["propensity"]) for row in shown.to_pylist()} == {(1, 1.0), (2, 0.5)}
+    assert "Propensities were estimated" in (record.path / "table.md").read_text()
+    assert record.config["propensities"] == "estimated"
+
+
 def test_too_many_bad_rows_end_the_stage(config: FeedbackConfig, tmp_path: Path) -> None:
     with pytest.raises(RejectCeilingError, match=r"1 of 9 event rows are bad.*e\.jsonl:9: action is not"):
         feedback(replace(config, max_bad_share=0.1), out=tmp_path / "out" / "v1")

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import pytest
 import yaml
+from pydantic import ValidationError
 
 from preceptor.bundle import DocumentScore
 from preceptor.errors import PreceptorError
@@ -21,6 +22,7 @@ from preceptor_serve.engine.options import EngineOptions
 from preceptor_serve.keys import require_guarded
 from preceptor_serve.schema import Limits
 from preceptor_serve.scorer import Answer, AsyncScorer, Broken, Identity, Overloaded, TimedOut, Unavailable
+from preceptor_serve.served_log import LogOptions
 from tests.unit.serving import GOOD, SECRET
 
 SERVE_YAML = Path(__file__).resolve().parents[2] / "serve" / "serve.yaml"
@@ -147,3 +149,14 @@ def test_health_under_load_is_the_last_answers_and_asks_no_one():
         assert handle.num_calls == 1
 
     asyncio.run(run())
+
+
+def test_the_served_log_is_off_unless_the_arguments_name_it() -> None:
+    from preceptor_serve.app import AppArgs
+
+    assert AppArgs(bundle="b").log is None
+    named = AppArgs.model_validate({"bundle": "b", "log": {"folder": "log", "rate": 0.1}})
+    assert named.log == LogOptions(folder=Path("log"), rate=0.1) and named.log.texts is None
+    for wrong in ({"folder": "log"}, {"folder": "log", "rate": 2}, {"folder": "log", "rate": 1, "text": "t"}):
+        with pytest.raises(ValidationError):
+            AppArgs.model_validate({"bundle": "b", "log": wrong})

@@ -17,6 +17,7 @@ import pytest
 from fastapi import FastAPI
 
 from preceptor.bundle import Blend
+from preceptor.cli import main
 from preceptor.contracts import PAIRS, SERVED, content_id, is_sampled, make_pair, parquet_files, read_table
 from preceptor.errors import InputError
 from preceptor_serve.api import make_api
@@ -312,3 +313,8 @@ def test_a_file_in_the_folders_place_is_named(tmp_path: Path) -> None:
     (tmp_path / "log").write_text("")
     with pytest.raises(InputError, match="cannot be made"):
         opened(tmp_path / "log")
+
+
+def test_the_command_refuses_a_log_without_a_rate(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["serve", "--bundle", str(tmp_path), "--log", str(tmp_path / "log")]) == 2
+    assert "--log needs --log-rate" in capsys.readouterr().err and not (tmp_path / "log").exists()

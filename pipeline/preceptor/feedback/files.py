@@ -40,13 +40,14 @@ def splits_of(folders: Sequence[Path]) -> dict[str, str]:
 
 def pairs_of(folders: Sequence[Path], wanted: set[str]) -> Iterator[pa.Table]:
     """The PAIRS rows in `folders` whose pair_id is `wanted`, each once: of two, the one that comes first."""
-    left = set(wanted)
+    values, seen = pa.array(sorted(wanted), pa.string()), set[str]()
     for folder in folders:
         for table in iter_batches(folder, PAIRS):
-            rows = table.filter(pc.is_in(table["pair_id"], pa.array(sorted(left), pa.string())))
+            rows = table.filter(pc.is_in(table["pair_id"], values))
             first: dict[str, int] = {}
             for index, pair_id in enumerate(rows["pair_id"].to_pylist()):
-                first.setdefault(pair_id, index)
-            left -= first.keys()
+                if pair_id not in seen:
+                    first.setdefault(pair_id, index)
+            seen |= first.keys()
             if first:
                 yield rows.take(list(first.values()))
