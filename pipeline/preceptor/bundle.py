@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -95,8 +95,7 @@ class Bundle:
 
     def probe(self) -> float:
         """The largest difference of a probability from the known answers; ParityError above TOLERANCE or not finite."""
-        got = [self.score(known.query, known.profile, [known.document])[0] for known in self.known_answers]
-        return self.reader.require_known(got, tolerance=TOLERANCE)
+        return self.reader.probe(self.score, tolerance=TOLERANCE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,13 +133,15 @@ class Reader:
         """What the raw logits of one document say."""
         return to_score(logits_R, self.heads, self.blend)
 
-    def require_known(self, got: Sequence[DocumentScore], *, tolerance: float) -> float:
-        """The largest difference of a probability of `got`, one for each known answer, from what it must be.
+    def probe(self, score: Callable[[str, str, Sequence[str]], Sequence[DocumentScore]], *, tolerance: float) -> float:
+        """The largest difference of a probability that `score` gives from what the known answers say.
 
         ParityError above `tolerance`, or where a value is not finite.
         """
-        pairs = zip(got, self.known_answers, strict=True)
-        worst = max((difference(score, self.to_score(known.logits)) for score, known in pairs), default=0.0)
+        worst = 0.0
+        for known in self.known_answers:
+            got = score(known.query, known.profile, [known.document])[0]
+            worst = max(worst, difference(got, self.to_score(known.logits)))
         if worst > tolerance:
             raise ParityError(
                 f"{self.path}: known answers differ by {worst:.4f}, more than {tolerance}. Export the bundle again."

@@ -169,6 +169,9 @@ SERVED = _schema(
     _field("policy_version", pa.string(), "the policy the bundle was trained under"),
 )
 
+SERVED_SLICE: Final = "served"
+"""The slice of pairs that only the log knows; a request does not say which part of the traffic it is."""
+
 GATE_REPORT = _schema(
     "GATE_REPORT",
     "One metric of one system on one head, with its interval and threshold.",

@@ -25,15 +25,21 @@ from typing import Any, ClassVar, Final, Literal
 import pyarrow as pa
 from pydantic import ConfigDict
 
-from preceptor.contracts import PAIRS, SERVED, content_id, is_sampled, make_pair, rows_to_table, write_table
+from preceptor.contracts import (
+    PAIRS,
+    SERVED,
+    SERVED_SLICE,
+    content_id,
+    is_sampled,
+    make_pair,
+    rows_to_table,
+    write_table,
+)
 from preceptor.errors import InputError, PreceptorError
 from preceptor_serve.blending import blended
 from preceptor_serve.metrics import Metrics
 from preceptor_serve.reading import Ask
 from preceptor_serve.scorer import Answer
-
-SERVED_SLICE: Final = "served"
-"""The slice of pairs out of the log: a request does not say which part of the traffic it is."""
 
 _RETRY_S: Final = 1.0
 _LOG: Final = logging.getLogger(__name__)

@@ -10,19 +10,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from preceptor.contracts import PAIRS, iter_batches, parquet_files, read_parquet
-from preceptor.errors import InputError
+from preceptor.record import file_digest
 
 
 def digest_of(files: Iterable[Path]) -> str:
     """16 hex digits of the names and contents of `files`: moved files are the same input, changed ones are not."""
     whole = hashlib.blake2b(digest_size=8)
     for file in files:
-        try:
-            with file.open("rb") as source:
-                found = hashlib.file_digest(source, lambda: hashlib.blake2b(digest_size=8)).hexdigest()
-        except OSError as error:
-            raise InputError(f"{file}: not readable ({error.strerror}). Check its permissions.") from error
-        whole.update(f"{file.name} {found}\n".encode())
+        whole.update(f"{file.name} {file_digest(file)}\n".encode())
     return whole.hexdigest()
 
 

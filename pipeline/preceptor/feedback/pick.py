@@ -17,6 +17,7 @@ from preceptor.contracts import (
     GOLDEN,
     PAIRS,
     SERVED,
+    SERVED_SLICE,
     conform,
     iter_tables,
     parquet_files,
@@ -31,8 +32,6 @@ from preceptor.record import Record, begin, to_jsonable
 from preceptor.refine.neighbours import embedding
 
 STAGE: Final = "pick"
-SERVED_SLICE: Final = "served"
-"""The slice of pairs that only the log knows; a request does not say which part of the traffic it is."""
 
 PICKS: Final = pa.schema(
     [

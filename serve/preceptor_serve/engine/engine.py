@@ -7,7 +7,6 @@ requests' arrival, up to a budget of tokens, so that the tail of one request and
 from __future__ import annotations
 
 import contextlib
-import math
 import os
 import threading
 import time
@@ -17,12 +16,13 @@ from concurrent.futures import Future, InvalidStateError
 
 import torch
 
-from preceptor.bundle import TOLERANCE, Blend, DocumentScore, Reader
+from preceptor.bundle import DocumentScore, Reader
 from preceptor.errors import StageFailed
+from preceptor_serve.engine.bundled import BundledEngine
 from preceptor_serve.engine.caches import ByteCache
 from preceptor_serve.engine.counts import Counts
 from preceptor_serve.engine.forward import forward
-from preceptor_serve.engine.jobs import Desk, Job, Logits, new_job, next_pieces
+from preceptor_serve.engine.jobs import Job, Logits, new_job, next_pieces
 from preceptor_serve.engine.options import EngineOptions
 from preceptor_serve.engine.packing import pack
 from preceptor_serve.engine.student import Student
@@ -33,14 +33,12 @@ INT8_TOLERANCE = 0.1
 ranking (gate.py); this bound tells a rounded student from a broken one."""
 
 
-class Engine:
+class Engine(BundledEngine):
     """Scores requests with a student. Safe to call from any thread; `close` ends its own."""
 
     def __init__(self, reader: Reader, student: Student, options: EngineOptions) -> None:
-        self.reader = reader
-        self.options = options
+        super().__init__(reader, options)
         self._student = student
-        self._desk = Desk(reader, options)
         self._arrived: deque[Job] = deque()
         self._active: list[Job] = []
         self._wake = threading.Condition()
@@ -53,37 +51,8 @@ class Engine:
         self._thread.start()
 
     @property
-    def bundle_id(self) -> str:
-        return self.reader.bundle_id
-
-    @property
-    def policy_version(self) -> str:
-        return self.reader.policy_version
-
-    @property
-    def blend(self) -> Blend:
-        return self.reader.blend
-
-    def submit(self, query: str, profile: str, documents: Sequence[str]) -> Future[tuple[DocumentScore, ...]]:
-        """The scores of `documents`, in time. Cancelling the future takes what has not been computed off the queue."""
-        return self._submit(query, profile, documents, self._desk.scores)
-
-    def score(self, query: str, profile: str, documents: Sequence[str]) -> tuple[DocumentScore, ...]:
-        """The scores of `documents`."""
-        return self.submit(query, profile, documents).result()
-
-    def score_afresh(self, query: str, profile: str, documents: Sequence[str]) -> tuple[DocumentScore, ...]:
-        """The scores of `documents`, computed even where they are known, and not kept."""
-        return self._submit(query, profile, documents, None).result()
-
-    def probe(self) -> float:
-        """The largest difference of a probability from the known answers; ParityError where it is too large."""
-        known = [
-            self.score_afresh(answer.query, answer.profile, [answer.document])[0]
-            for answer in self.reader.known_answers
-        ]
-        tolerance = INT8_TOLERANCE if self.options.precision == "int8" else TOLERANCE
-        return self.reader.require_known(known, tolerance=tolerance)
+    def tolerance(self) -> float:
+        return INT8_TOLERANCE if self.options.precision == "int8" else super().tolerance
 
     def load(self) -> Load:
         """What waits now."""
@@ -205,8 +174,7 @@ class Engine:
         sick: set[int] = set()
         for row, place in zip(rows, packed.order_N, strict=True):
             job, index = asked[place]
-            self._desk.keep(job, index, tuple(row))
-            if not all(map(math.isfinite, row)):
+            if not self._desk.keep(job, index, tuple(row)):
                 sick.add(id(job))
         for (job, _, _), state in zip(taken, done.prefixes, strict=True):
             # A prefix under a logit that is no number may be what made it so: it is computed again.

@@ -94,11 +94,13 @@ class Desk:
         job.waiting = deque(sorted(own, key=lambda item: len(item[1])))
         job.waiting_tokens = sum(len(tokens) for _, tokens in own)
 
-    def keep(self, job: Job, index: int, row: Logits) -> None:
-        """Note the logits of one document; for later requests too where they are numbers."""
+    def keep(self, job: Job, index: int, row: Logits) -> bool:
+        """Whether the logits of one document are numbers, after noting them; for later requests too where they are."""
         job.rows[index] = row
-        if job.scores is not None and all(map(math.isfinite, row)):
+        sound = all(map(math.isfinite, row))
+        if job.scores is not None and sound:
             job.scores.put(job.keys[index], row, num_bytes=_ENTRY_BYTES + 32 * len(row))
+        return sound
 
     def keep_prefix(self, job: Job, state: PrefixState) -> None:
         """Note what a job's prefix came to, for its other documents and for the next request of the same member."""

@@ -15,25 +15,24 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from preceptor.bundle import TOLERANCE, Blend, DocumentScore, Reader, load_bundle
+from preceptor.bundle import DocumentScore, Reader, load_bundle
 from preceptor.errors import InputError, StageFailed
+from preceptor_serve.engine.bundled import BundledEngine
 from preceptor_serve.engine.caches import ByteCache
 from preceptor_serve.engine.counts import Counts
-from preceptor_serve.engine.jobs import Desk, Job, Logits, new_job
+from preceptor_serve.engine.jobs import Job, Logits, new_job
 from preceptor_serve.engine.options import EngineOptions
 from preceptor_serve.engine.packing import Tokens
 from preceptor_serve.scorer import Load
 
 
-class VllmEngine:
+class VllmEngine(BundledEngine):
     """Scores requests through vLLM. Safe to call from any thread; `close` ends its engine."""
 
     def __init__(self, path: Path, options: EngineOptions) -> None:
         if options.precision == "int8":
             raise InputError("precision int8 is the CPU engine's. Choose bfloat16 for a replica with a GPU.")
-        self.reader: Reader = load_bundle(path).reader
-        self.options = options
-        self._desk = Desk(self.reader, options)
+        super().__init__(load_bundle(path).reader, options)
         self._pending: dict[int, tuple[Job, float]] = {}
         self._numbers = itertools.count()
         self._answered_s = time.monotonic()
@@ -48,38 +47,6 @@ class VllmEngine:
         except BaseException:
             self._end_loop()
             raise
-
-    @property
-    def bundle_id(self) -> str:
-        return self.reader.bundle_id
-
-    @property
-    def policy_version(self) -> str:
-        return self.reader.policy_version
-
-    @property
-    def blend(self) -> Blend:
-        return self.reader.blend
-
-    def submit(self, query: str, profile: str, documents: Sequence[str]) -> Future[tuple[DocumentScore, ...]]:
-        """The scores of `documents`, in time. Cancelling the future aborts what vLLM has not computed."""
-        return self._submit(query, profile, documents, self._desk.scores)
-
-    def score(self, query: str, profile: str, documents: Sequence[str]) -> tuple[DocumentScore, ...]:
-        """The scores of `documents`."""
-        return self.submit(query, profile, documents).result()
-
-    def score_afresh(self, query: str, profile: str, documents: Sequence[str]) -> tuple[DocumentScore, ...]:
-        """The scores of `documents`, not taken from the score cache and not kept there."""
-        return self._submit(query, profile, documents, None).result()
-
-    def probe(self) -> float:
-        """The largest difference of a probability from the known answers; ParityError above TOLERANCE."""
-        known = [
-            self.score_afresh(answer.query, answer.profile, [answer.document])[0]
-            for answer in self.reader.known_answers
-        ]
-        return self.reader.require_known(known, tolerance=TOLERANCE)
 
     def load(self) -> Load:
         """What waits or is computed now."""
