@@ -385,9 +385,9 @@ def _serve(arguments: argparse.Namespace) -> int:
 
     log = log_of(arguments.log, rate=arguments.log_rate, texts=arguments.log_texts)
     from preceptor.running import ray_cluster
-    from preceptor_serve.app import run_app
     from preceptor_serve.engine.options import EngineOptions
     from preceptor_serve.scorer import import_ahead
+    from preceptor_serve.start import run_app
 
     import_ahead()  # while Ray's start waits for other processes
     with ray_cluster():

@@ -367,7 +367,7 @@ def _ask_server(bundle: Path) -> list[dict[str, Any]]:
     import httpx
     from ray import serve
 
-    from preceptor_serve.app import run_app
+    from preceptor_serve.start import run_app
 
     logging.getLogger("ray.serve").setLevel(logging.ERROR)
     try:

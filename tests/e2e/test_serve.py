@@ -45,7 +45,7 @@ def session(local_ray: object, tiny_bundle: Path, keys_file: Path) -> Iterator[h
     """Speaks to a scorer that wants a key, with one."""
     from ray import serve
 
-    from preceptor_serve.app import run_app
+    from preceptor_serve.start import run_app
 
     key = add_key(keys_file, "tests", requests_per_minute=10_000, documents_per_minute=100_000)
     url = run_app(tiny_bundle, port=free_port(), keys=keys_file, block=False)
@@ -217,14 +217,14 @@ def test_rays_own_ports_want_a_token(local_ray: object) -> None:
 
 
 def test_another_interface_without_keys_is_refused(session: httpx.Client, tiny_bundle: Path) -> None:
-    from preceptor_serve.app import run_app
+    from preceptor_serve.start import run_app
 
     with pytest.raises(InputError, match="lets others in"):
         run_app(tiny_bundle, host="0.0.0.0", port=free_port(), block=False)
 
 
 def test_a_file_without_a_key_is_refused(session: httpx.Client, tiny_bundle: Path, tmp_path: Path) -> None:
-    from preceptor_serve.app import run_app
+    from preceptor_serve.start import run_app
 
     (tmp_path / "keys.json").write_text('{"keys": []}')
     with pytest.raises(InputError, match="no key"):
@@ -232,7 +232,7 @@ def test_a_file_without_a_key_is_refused(session: httpx.Client, tiny_bundle: Pat
 
 
 def test_a_bundle_that_is_not_there_is_one_line_and_starts_nothing(session: httpx.Client, tmp_path: Path) -> None:
-    from preceptor_serve.app import run_app
+    from preceptor_serve.start import run_app
 
     with pytest.raises(InputError) as caught:
         run_app(tmp_path / "nowhere", port=free_port(), block=False)
@@ -240,7 +240,7 @@ def test_a_bundle_that_is_not_there_is_one_line_and_starts_nothing(session: http
 
 
 def test_a_port_in_use_is_refused_by_name(session: httpx.Client, tiny_bundle: Path) -> None:
-    from preceptor_serve.app import run_app
+    from preceptor_serve.start import run_app
 
     with pytest.raises(InputError, match=str(session.base_url.port)):
         run_app(tiny_bundle, port=session.base_url.port or 0, block=False)

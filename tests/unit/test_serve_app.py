@@ -76,7 +76,7 @@ def test_arguments_that_cannot_work_are_refused(args):
 
 
 def test_a_defect_in_a_replica_says_nothing_of_what_was_scored(monkeypatch: pytest.MonkeyPatch):
-    from preceptor_serve.app import ScorerReplica
+    from preceptor_serve.replica import ScorerReplica
 
     def submit(query: str, profile: str, documents: Sequence[str]) -> Future[tuple[DocumentScore, ...]]:
         failed: Future[tuple[DocumentScore, ...]] = Future()
@@ -85,7 +85,7 @@ def test_a_defect_in_a_replica_says_nothing_of_what_was_scored(monkeypatch: pyte
 
     engine = SimpleNamespace(bundle_id="b", policy_version="v", submit=submit)
     monkeypatch.setattr("preceptor_serve.scorer.load_batching", lambda path, options, num_gpus: engine)
-    monkeypatch.setattr("preceptor_serve.app.given_resources", dict)
+    monkeypatch.setattr("preceptor_serve.replica.given_resources", dict)
     with pytest.raises(Broken) as caught:
         asyncio.run(ScorerReplica("bundle", EngineOptions()).score(SECRET, SECRET, [SECRET]))
     assert SECRET not in "".join(traceback.format_exception(caught.value))
@@ -121,7 +121,7 @@ class FakeHandle:
 def remote_scorer(handle: FakeHandle) -> AsyncScorer:
     from ray.serve.handle import DeploymentHandle
 
-    from preceptor_serve.app import RemoteScorer
+    from preceptor_serve.remote import RemoteScorer
 
     return RemoteScorer(cast(DeploymentHandle, handle), timeout_s=0.01)
 

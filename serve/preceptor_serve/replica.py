@@ -1,0 +1,46 @@
+"""One Scorer replica of the Ray Serve application: a probed bundle in an engine on the resources that Ray gave it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import ray
+
+from preceptor_serve.engine.cores import claim_cores
+from preceptor_serve.engine.options import EngineOptions
+from preceptor_serve.scorer import Answer, Identity, Load, load_serving, without_texts
+
+
+class ScorerReplica:
+    """One replica: a probed bundle in an engine, which has the CPUs, or the GPU, that Ray gave the replica."""
+
+    def __init__(self, bundle: str, options: EngineOptions) -> None:
+        given = given_resources()
+        threads = options.threads or max(1, int(given.get("CPU", 1)))
+        num_gpus = given.get("GPU", 0)
+        # A replica that computes on a GPU leaves the cores to those that do not.
+        options = replace(options, threads=threads, cores=() if num_gpus else claim_cores(threads))
+        self._scorer = load_serving(Path(bundle), options, num_gpus=num_gpus)
+
+    async def score(self, query: str, profile: str, documents: Sequence[str]) -> Answer:
+        with without_texts():
+            return await self._scorer.score(query, profile, documents)
+
+    async def identity(self) -> Identity:
+        return await self._scorer.identity()
+
+    async def load(self) -> Load:
+        """What waits in this replica's engine."""
+        return await self._scorer.load()
+
+    def check_health(self) -> None:
+        """Called by Serve, which replaces the replica where this raises."""
+        self._scorer.check_health()
+
+
+def given_resources() -> dict[str, float]:
+    """What Ray gave this replica, by name: CPU, GPU."""
+    given: dict[str, float] = ray.get_runtime_context().get_assigned_resources()
+    return given
