@@ -19,6 +19,24 @@ settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Deal the tests out to the processes of ``make test``: what shares a Ray together, every other file for itself.
+
+    Longest first: whoever shares the Ray, then files that start processes of their own, then the hermetic ones.
+    """
+    items.sort(key=_turn)
+    for item in items:
+        shared = _turn(item) == 0
+        item.add_marker(pytest.mark.xdist_group("local-ray" if shared else item.nodeid.partition("::")[0]))
+
+
+def _turn(item: pytest.Item) -> int:
+    if "local_ray" in getattr(item, "fixturenames", ()):
+        return 0
+    return 1 if item.get_closest_marker("integration") or item.get_closest_marker("e2e") else 2
+
+
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
     """A local Ray of eight logical CPUs that ends with the tests."""
