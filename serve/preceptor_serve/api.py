@@ -133,7 +133,9 @@ def _add_standing(app: FastAPI, desk: Desk) -> None:
     async def models() -> Models:
         """The bundle that is served, and a candidate that answers too, in the shapes of OpenAI's and Cohere's lists."""
         found = await identities_of(desk.scorer)
-        data = [Model(id=one.bundle_id, policy_version=one.policy_version, blend=weights_of(one.blend)) for one in found]
+        data = [
+            Model(id=one.bundle_id, policy_version=one.policy_version, blend=weights_of(one.blend)) for one in found
+        ]
         names = [NamedModel(name=one.bundle_id, endpoints=["rerank", "score"]) for one in found]
         return Models(data=data, models=names)
 

@@ -7,7 +7,6 @@ Serve finds the builder's argument type by its annotation at run time: this modu
 """
 
 import asyncio
-import functools
 from pathlib import Path
 from typing import Self
 
@@ -17,8 +16,9 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from preceptor_serve.api import make_api
+from preceptor_serve.board import read_routing
 from preceptor_serve.engine.options import EngineOptions
-from preceptor_serve.following import Follower, scorer_in
+from preceptor_serve.following import Follower
 from preceptor_serve.keys import KeyRing
 from preceptor_serve.remote import RemoteScorer
 from preceptor_serve.replica import ScorerReplica
@@ -90,7 +90,8 @@ class Edge:
             app=context.app_name,
             own=own,
             replica=self._replica,
-            find=functools.partial(scorer_in, timeout_s=timeout_s),
+            find=lambda slot: RemoteScorer(serve.get_deployment_handle("Scorer", slot), timeout_s=timeout_s),
+            read=read_routing,
         )
         self._follower.start()
         self._limits = limits

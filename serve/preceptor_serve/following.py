@@ -1,4 +1,4 @@
-"""An edge that follows a rollout: it looks at its state every second, and at once where it is told to."""
+"""An edge that follows a rollout: it looks at its state every second, and at once where it is told to. No Ray."""
 
 from __future__ import annotations
 
@@ -8,23 +8,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from ray import serve
-
 from preceptor.errors import PreceptorError
-from preceptor_serve.board import read_routing
 from preceptor_serve.comparing import Comparisons
-from preceptor_serve.remote import RemoteScorer
 from preceptor_serve.routing import Routing
 from preceptor_serve.scorer import AsyncScorer
 from preceptor_serve.splitting import SplitScorer, Table
 
 LOOK_S: Final = 1.0
 _LOG: Final = logging.getLogger(__name__)
-
-
-def scorer_in(slot: str, *, timeout_s: float) -> AsyncScorer:
-    """The scorer in the Serve application `slot`; KeyError where there is no such application."""
-    return RemoteScorer(serve.get_deployment_handle("Scorer", slot), timeout_s=timeout_s)
 
 
 class Follower:
@@ -41,7 +32,7 @@ class Follower:
         own: AsyncScorer,
         replica: str,
         find: Callable[[str], AsyncScorer],
-        read: Callable[[str], Routing] = read_routing,
+        read: Callable[[str], Routing],
     ) -> None:
         self._split = split
         self._app = app

@@ -254,7 +254,8 @@ def bundle_id_of(bundle: Path) -> str:
         return str(json.loads(file.read_text())["bundle_id"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else type(error).__name__
-        raise InputError(f"{file}: not readable ({reason}). Point at the bundle/ directory of an export stage.") from error
+        way_out = "Point at the bundle/ directory of an export stage."
+        raise InputError(f"{file}: not readable ({reason}). {way_out}") from error
 
 
 def _application(slot: str) -> ApplicationStatusOverview | None:

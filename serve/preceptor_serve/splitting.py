@@ -191,4 +191,3 @@ class RolloutSeries(Collector):
             gauge = GaugeMetricFamily(f"preceptor_{name}", text, labels=("replica",))
             gauge.add_metric((self._replica,), value)
             yield gauge
-
