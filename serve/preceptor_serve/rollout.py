@@ -139,7 +139,8 @@ class Running:
         """Ends what answers nobody. The application's own scorers go on: they are live where their bundle is."""
         was = self.routing()
         now = steps.retired(was, own=self.app)
-        if was.live != self.app and self._identity(was.live) == self._identity(self.app):
+        own = self._identity(self.app)
+        if was.live != self.app and own is not None and own == self._identity(was.live):
             now = replace(now, live=self.app, previous=None)
         if now != was:
             self._turn(was, now)
