@@ -76,6 +76,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     from preceptor_serve.keys_command import add_keys
+    from preceptor_serve.rollout_command import add_rollouts
 
     parser = argparse.ArgumentParser(
         prog="preceptor",
@@ -100,20 +101,13 @@ def _parser() -> argparse.ArgumentParser:
     for name, about, epilog, add in (
         ("refine", "improve a judge's prompts against golden's calibration split", REFINE_EPILOG, add_refine),
         ("worklist", "sort what golden and a judge disagree on", REFINE_EPILOG, add_worklist),
+        ("golden", "pairs to people, their grades back, golden files", GOLDEN_EPILOG, add_golden),
         ("feedback", "clicks joined to a served log, and what to label next", FEEDBACK_EPILOG, add_feedback),
     ):
         add(commands.add_parser(name, help=about, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter))
     _add_score(commands.add_parser("score", help="score a file of pairs with a bundle"))
     _add_serve(commands.add_parser("serve", help="serve a bundle over HTTP with Ray Serve"))
     add_policy(commands.add_parser("policy", help="check, show or compare policies"))
-    add_golden(
-        commands.add_parser(
-            "golden",
-            help="pairs to people, their grades back, golden files",
-            epilog=GOLDEN_EPILOG,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-    )
     workbench = commands.add_parser(
         "workbench",
         help="a local page to decide about disagreements with the judge",
@@ -123,6 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_recipe(workbench)
     add_workbench(workbench, _recipe)
     add_keys(commands.add_parser("keys", help="make, list and end the API keys of a scorer"))
+    add_rollouts(commands)
     return parser
 
 
@@ -250,7 +245,7 @@ def _run(arguments: argparse.Namespace) -> int:
 
     recipe = _recipe(arguments)
     recipe = replace(recipe, base=arguments.base or recipe.base)
-    root = (arguments.root or Path("runs") / recipe.name).resolve()
+    root = _root(arguments, recipe)
     if arguments.dry_run:
         steps = choose(make_plan(recipe), only=arguments.only, start=arguments.start)
         print(dry_run(recipe, steps, root=root))
@@ -269,8 +264,7 @@ def _generate(arguments: argparse.Namespace) -> int:
     recipe = _recipe(arguments)
     if not isinstance(recipe.source, CorporaConfig):
         raise RecipeError(f"recipe {recipe.name} has no corpora of its own; see examples/own_corpora.py for one.")
-    root = (arguments.root or Path("runs") / recipe.name).resolve()
-    steps = choose(make_plan(recipe), only="corpus", start=None)
+    root, steps = _root(arguments, recipe), choose(make_plan(recipe), only="corpus", start=None)
     if arguments.dry_run:
         print(dry_run(recipe, steps, root=root))
         return 0
@@ -283,7 +277,7 @@ def _label(arguments: argparse.Namespace) -> int:
     from preceptor.running import label_dry_run, run_steps, watching
 
     recipe = _recipe(arguments)
-    root = (arguments.root or Path("runs") / recipe.name).resolve()
+    root = _root(arguments, recipe)
     if arguments.dry_run:
         print(label_dry_run(recipe, root=root))
         return 0
@@ -299,7 +293,7 @@ def _calibrate(arguments: argparse.Namespace) -> int:
     from preceptor.running import watching
 
     recipe = _recipe(arguments)
-    root = (arguments.root or Path("runs") / recipe.name).resolve()
+    root = _root(arguments, recipe)
     with watching(host=arguments.metrics_host, port=arguments.metrics_port) as watch:
         found = recalibrate(recipe, root=root, against=arguments.against, watch=watch)
     print(found.words())
@@ -314,7 +308,7 @@ def _batch_export(arguments: argparse.Namespace) -> int:
     print(
         batch_export(
             recipe,
-            root=(arguments.root or Path("runs") / recipe.name).resolve(),
+            root=_root(arguments, recipe),
             out=arguments.out,
             stage=arguments.stage,
             top_logprobs=arguments.top_logprobs,
@@ -330,7 +324,7 @@ def _batch_import(arguments: argparse.Namespace) -> int:
     print(
         batch_import(
             recipe,
-            root=(arguments.root or Path("runs") / recipe.name).resolve(),
+            root=_root(arguments, recipe),
             results=arguments.results,
             retry=arguments.retry,
             stage=arguments.stage,
@@ -359,6 +353,10 @@ def _recipe(arguments: argparse.Namespace) -> Recipe:
         model=arguments.judge_model or recipe.judge.model,
     )
     return replace(recipe, judge=judge, labeller="judge")
+
+
+def _root(arguments: argparse.Namespace, recipe: Recipe) -> Path:
+    return (arguments.root or Path("runs") / recipe.name).resolve()
 
 
 def _score(arguments: argparse.Namespace) -> int:

@@ -35,6 +35,7 @@ from preceptor_serve.schema import (
 )
 from preceptor_serve.scorer import AsyncScorer
 from preceptor_serve.served_log import LogOptions, Part, ServedLog
+from preceptor_serve.splitting import SplitScorer, identities_of
 from preceptor_serve.watch import Gate, Watch
 
 T = TypeVar("T", ScoreRequest | BatchRequest, RerankRequest)
@@ -56,6 +57,8 @@ def make_api(
     With `log` it keeps a served log, which is written to its end when the server shuts the application down.
     """
     metrics = Metrics(replica=replica, clock=clock)
+    if isinstance(scorer, SplitScorer):
+        metrics.registry.register(scorer.series)
     served = None if log is None else ServedLog(log, metrics=metrics, replica=replica)
     desk = Desk(scorer=scorer, limits=limits or Limits(), metrics=metrics, pace=Pace(clock), clock=clock, log=served)
     app = FastAPI(
@@ -128,10 +131,13 @@ def _add_standing(app: FastAPI, desk: Desk) -> None:
 
     @app.get("/v1/models", responses=answers(401, 429, 500, 503, 504))
     async def models() -> Models:
-        """The bundle that is served, in the shapes of OpenAI's and Cohere's lists."""
-        found = await desk.scorer.identity()
-        model = Model(id=found.bundle_id, policy_version=found.policy_version, blend=weights_of(found.blend))
-        return Models(data=[model], models=[NamedModel(name=found.bundle_id, endpoints=["rerank", "score"])])
+        """The bundle that is served, and a candidate that answers too, in the shapes of OpenAI's and Cohere's lists."""
+        found = await identities_of(desk.scorer)
+        data = [
+            Model(id=one.bundle_id, policy_version=one.policy_version, blend=weights_of(one.blend)) for one in found
+        ]
+        names = [NamedModel(name=one.bundle_id, endpoints=["rerank", "score"]) for one in found]
+        return Models(data=data, models=names)
 
     @app.get("/healthz", responses=answers(500))
     async def healthz() -> Live:

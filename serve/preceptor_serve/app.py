@@ -6,6 +6,7 @@ API's own error body, and so that scorers scale and take GPUs alone. `build` is 
 Serve finds the builder's argument type by its annotation at run time: this module must not postpone annotations.
 """
 
+import asyncio
 from pathlib import Path
 from typing import Self
 
@@ -15,13 +16,16 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from preceptor_serve.api import make_api
+from preceptor_serve.board import read_routing
 from preceptor_serve.engine.options import EngineOptions
+from preceptor_serve.following import Follower
 from preceptor_serve.keys import KeyRing
 from preceptor_serve.remote import RemoteScorer
 from preceptor_serve.replica import ScorerReplica
+from preceptor_serve.routing import Routing
 from preceptor_serve.schema import Limits
-from preceptor_serve.scorer import AsyncScorer
 from preceptor_serve.served_log import LogOptions
+from preceptor_serve.splitting import SplitScorer, Table
 
 
 class AppArgs(BaseModel):
@@ -66,7 +70,7 @@ class AppArgs(BaseModel):
 
 
 class Edge:
-    """The HTTP API in front of the scorers."""
+    """The HTTP API in front of the scorers; which of them answers, the application's rollout says."""
 
     def __init__(
         self,
@@ -75,19 +79,44 @@ class Edge:
         timeout_s: float,
         keys_file: str | None,
         log: LogOptions | None = None,
+        args: AppArgs | None = None,
     ) -> None:
-        self._scorer: AsyncScorer = RemoteScorer(scorer, timeout_s=timeout_s)
+        context = serve.get_replica_context()
+        self._replica = context.replica_id.unique_id
+        own = RemoteScorer(scorer, timeout_s=timeout_s)
+        self._scorer = SplitScorer(Table(routing=Routing(live=context.app_name), live=own), replica=self._replica)
+        self._follower = Follower(
+            self._scorer,
+            app=context.app_name,
+            own=own,
+            replica=self._replica,
+            find=lambda slot: RemoteScorer(serve.get_deployment_handle("Scorer", slot), timeout_s=timeout_s),
+            read=read_routing,
+        )
+        self._follower.start()
         self._limits = limits
         self._keys_file = keys_file
         self._log = log
+        self._args = args
+
+    async def catch_up(self) -> int:
+        """The revision of the rollout that this edge follows from now on. Asked by `preceptor rollout`."""
+        return await asyncio.to_thread(self._follower.catch_up)
+
+    async def arguments(self) -> AppArgs | None:
+        """What the application was built with. Asked by `preceptor rollout`, to start a candidate alike."""
+        return self._args
+
+    def __del__(self) -> None:
+        # Serve calls this when the last request has been answered.
+        self._follower.end()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         context = serve.get_replica_context()
         # Serve spreads requests evenly over the edges, so each holds its share of a key's limits.
         share = 1 / (context.world_size or 1)
         keys = None if self._keys_file is None else KeyRing(Path(self._keys_file), share=share)
-        replica = context.replica_id.unique_id
-        return make_api(self._scorer, limits=self._limits, keys=keys, log=self._log, replica=replica)
+        return make_api(self._scorer, limits=self._limits, keys=keys, log=self._log, replica=self._replica)
 
 
 # The Edge takes far more requests than scorers do: past its bound Serve refuses with its own body, and within it the
@@ -97,16 +126,30 @@ EDGE: serve.Deployment = serve.deployment(
     ray_actor_options={"num_cpus": 0.1},
     max_ongoing_requests=256,
     max_queued_requests=256,
+    max_surge_percent=100,
     backpressure_config={"status_code": 429, "retry_after_s": 1},
 )(serve.ingress()(Edge))
 
-# A bundle that cannot be loaded will not load the twentieth time either (Serve's default).
-SCORER: serve.Deployment = serve.deployment(name="Scorer", max_constructor_retry_count=2)(ScorerReplica)
+# A bundle that cannot be loaded will not load the twentieth time either (Serve's default). An update starts the new
+# replica first, and ends the old one when that has passed its probe: Serve's default is the other way round.
+SCORER: serve.Deployment = serve.deployment(name="Scorer", max_constructor_retry_count=2, max_surge_percent=100)(
+    ScorerReplica
+)
 
 
 def build(args: AppArgs) -> serve.Application:
     """The application of `args`, undeployed. Named by serve.yaml as ``preceptor_serve.app:build``."""
-    scorers = SCORER.options(
+    return EDGE.bind(build_scorers(args), args.limits, args.timeout_s, args.keys_file, args.log, args)
+
+
+def build_scorers(args: AppArgs) -> serve.Application:
+    """The scorers of `args` alone, undeployed: what a candidate is. ``preceptor_serve.app:build_scorers``."""
+    return scorers_of(args).bind(args.bundle, args.engine)
+
+
+def scorers_of(args: AppArgs) -> serve.Deployment:
+    """The deployment of the scorers of `args`."""
+    return SCORER.options(
         ray_actor_options={"num_cpus": args.num_cpus, "num_gpus": args.num_gpus},
         max_ongoing_requests=args.max_ongoing_requests,
         max_queued_requests=args.max_queued_requests,
@@ -116,4 +159,3 @@ def build(args: AppArgs) -> serve.Application:
             "target_ongoing_requests": args.target_ongoing_requests,
         },
     )
-    return EDGE.bind(scorers.bind(args.bundle, args.engine), args.limits, args.timeout_s, args.keys_file, args.log)

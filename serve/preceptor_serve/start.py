@@ -19,6 +19,7 @@ from ray import serve
 
 from preceptor.errors import InputError, StageFailed
 from preceptor_serve.app import AppArgs, build
+from preceptor_serve.board import forget_routing
 from preceptor_serve.engine.options import EngineOptions
 from preceptor_serve.keys import Guard, read_keys, require_guarded
 from preceptor_serve.scorer import load_serving
@@ -70,6 +71,8 @@ def run_app(
             num_cpus=num_cpus,
         )
         application = build(args)
+        # What an earlier Serve of this cluster was in the middle of: its candidates ended with it.
+        forget_routing(APP_NAME)
         serve.run(application, name=APP_NAME, route_prefix="/", logging_config=logging_config)
     except RuntimeError as error:
         serve.shutdown()
@@ -77,7 +80,9 @@ def run_app(
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     _wait_ready(url, deadline_s=60.0)
     if block:
+        address = ray.get_runtime_context().gcs_address
         print(f"serving {bundle} at {url}\ntry: {_example(url, keys_file)}", flush=True)
+        print(f"try another bundle beside it: preceptor rollout stage BUNDLE --address {address}", flush=True)
         with contextlib.suppress(KeyboardInterrupt):
             threading.Event().wait()
         serve.shutdown()

@@ -52,6 +52,17 @@ def test_serve_yaml_is_valid_and_fits_the_application():
     assert scorer.max_queued_requests >= 0
 
 
+def test_an_update_starts_new_replicas_before_it_ends_old_ones():
+    from preceptor_serve.app import EDGE, AppArgs, scorers_of
+
+    (application,) = yaml.safe_load(SERVE_YAML.read_text())["applications"]
+    declared = {entry["name"]: entry["max_surge_percent"] for entry in application["deployments"]}
+    assert declared == {"Edge": 100, "Scorer": 100}
+    scorers = scorers_of(AppArgs(bundle="b", num_cpus=3, min_replicas=2))
+    assert EDGE._deployment_config.max_surge_percent == scorers._deployment_config.max_surge_percent == 100
+    assert scorers.name == "Scorer" and scorers.ray_actor_options["num_cpus"] == 3
+
+
 @pytest.mark.parametrize(
     "args",
     [
