@@ -39,6 +39,13 @@ _QUIET_RAY: Final = {
 # Ray Train looks every 2 s whether its workers have ended, and starts a process that waits for the machine to be taken
 # away: together a third of a short training on this machine alone.
 _PROMPT_TRAIN: Final = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
+# Serve notices a dead proxy after three checks, 10 s apart unless told, and gives a replica that answers no check 20 s
+# more to end in good order, which it cannot.
+_PROMPT_SERVE: Final = {
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "5",
+    "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
+}
 _WORKER_ENV: Final = {
     "VLLM_LOGGING_LEVEL": "ERROR",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
@@ -47,8 +54,11 @@ _WORKER_ENV: Final = {
 
 
 @contextmanager
-def ray_cluster() -> Iterator[None]:
-    """A running Ray: the cluster of ``RAY_ADDRESS`` where it is set, otherwise a local one that ends with the body."""
+def ray_cluster(*, object_store_bytes: int = 2**30) -> Iterator[None]:
+    """A running Ray: the cluster of ``RAY_ADDRESS`` where it is set, otherwise a local one that ends with the body.
+
+    `object_store_bytes` is memory for objects of a local one; what does not fit is spilled to disk.
+    """
     # Ray's core reports, as errors, states that it recovers from by itself; set before it is loaded.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     import ray
@@ -60,7 +70,7 @@ def ray_cluster() -> Iterator[None]:
         ray.init(log_to_driver=False)
         yield
         return
-    for name, value in (_QUIET_RAY | _PROMPT_TRAIN).items():
+    for name, value in (_QUIET_RAY | _PROMPT_TRAIN | _PROMPT_SERVE).items():
         os.environ.setdefault(name, value)
     # Ray's sockets live below this folder and their paths may hold 107 bytes at most, hence the system's own.
     folder = tempfile.mkdtemp(prefix="pcp")
@@ -70,7 +80,7 @@ def ray_cluster() -> Iterator[None]:
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.ERROR,
-        object_store_memory=2**30,
+        object_store_memory=object_store_bytes,
         _temp_dir=folder,
         runtime_env={"env_vars": {name: os.environ.get(name, value) for name, value in _WORKER_ENV.items()}},
     )

@@ -16,6 +16,7 @@ from ray.serve.handle import DeploymentHandle
 
 from preceptor_serve.api import make_api
 from preceptor_serve.engine.options import EngineOptions
+from preceptor_serve.health import CHECKS
 from preceptor_serve.keys import KeyRing
 from preceptor_serve.remote import RemoteScorer
 from preceptor_serve.replica import ScorerReplica
@@ -41,6 +42,7 @@ class AppArgs(BaseModel):
     limits: Limits = Field(default_factory=Limits)
     engine: EngineOptions = Field(default_factory=EngineOptions)
     log: LogOptions | None = None
+    num_edges: PositiveInt = 1
     min_replicas: PositiveInt = 1
     max_replicas: PositiveInt = 2
     target_ongoing_requests: PositiveFloat = 2.0
@@ -98,6 +100,7 @@ EDGE: serve.Deployment = serve.deployment(
     max_ongoing_requests=256,
     max_queued_requests=256,
     backpressure_config={"status_code": 429, "retry_after_s": 1},
+    **CHECKS,
 )(serve.ingress()(Edge))
 
 # A bundle that cannot be loaded will not load the twentieth time either (Serve's default).
@@ -110,10 +113,12 @@ def build(args: AppArgs) -> serve.Application:
         ray_actor_options={"num_cpus": args.num_cpus, "num_gpus": args.num_gpus},
         max_ongoing_requests=args.max_ongoing_requests,
         max_queued_requests=args.max_queued_requests,
+        **CHECKS,
         autoscaling_config={
             "min_replicas": args.min_replicas,
             "max_replicas": args.max_replicas,
             "target_ongoing_requests": args.target_ongoing_requests,
         },
     )
-    return EDGE.bind(scorers.bind(args.bundle, args.engine), args.limits, args.timeout_s, args.keys_file, args.log)
+    edges = EDGE.options(num_replicas=args.num_edges)
+    return edges.bind(scorers.bind(args.bundle, args.engine), args.limits, args.timeout_s, args.keys_file, args.log)

@@ -26,6 +26,7 @@ from preceptor.contracts import ACTIONS, NUM_GRADES, content_id
 from preceptor.errors import PreceptorError, StageFailed
 from preceptor_serve.engine.counts import Counts
 from preceptor_serve.engine.options import EngineOptions
+from preceptor_serve.health import HANG_AFTER_S
 
 _log = logging.getLogger(__name__)
 
@@ -206,7 +207,7 @@ class ThreadedScorer:
     `hang_after_s` is how long a single request may compute before `check_health` calls this scorer hung.
     """
 
-    def __init__(self, scorer: Scorer, *, hang_after_s: float = 120.0) -> None:
+    def __init__(self, scorer: Scorer, *, hang_after_s: float = HANG_AFTER_S) -> None:
         self._scorer = scorer
         self._hang_after_s = hang_after_s
         self._started_s: float | None = None
@@ -255,7 +256,7 @@ class BatchingScorer:
     `hang_after_s` is how long the engine may compute without a sign before `check_health` calls it hung.
     """
 
-    def __init__(self, engine: Batching, *, hang_after_s: float = 120.0) -> None:
+    def __init__(self, engine: Batching, *, hang_after_s: float = HANG_AFTER_S) -> None:
         self._engine = engine
         self._hang_after_s = hang_after_s
         # Told apart from its siblings, and from the one it takes the place of.
