@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from preceptor.running import free_port, ray_cluster
+from preceptor.local_ray import ray_cluster
+from preceptor.running import free_port
 
 Kind = Literal["scorer", "edge", "proxy", "controller"]
 _NAMES = {

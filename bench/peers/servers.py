@@ -73,7 +73,7 @@ def _become_vllm(bundle: Path, port: int) -> None:
 def _serve_peer(name: str, bundle: Path, port: int) -> None:
     from ray import serve
 
-    from preceptor.running import ray_cluster
+    from preceptor.local_ray import ray_cluster
 
     with ray_cluster():
         # The edge parses and the replica computes with all cores, as with ours.

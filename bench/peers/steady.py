@@ -137,7 +137,7 @@ def is_disturbed(sent: Sent, *, slow_s: float) -> bool:
 
 
 def outcome(sent: list[Sent], *, fault_s: float, slow_s: float) -> Outcome:
-    """Of the requests that were under way at `fault_s` or due after it. Recovered: when the last disturbed one ended."""
+    """Of the requests under way at `fault_s` or due after it. Recovered: when the last disturbed one ended."""
     met = [one for one in sent if one.done_s is not None and one.done_s >= fault_s]
     disturbed = [one for one in met if is_disturbed(one, slow_s=slow_s)]
     took = [one.took_s for one in met]

@@ -86,7 +86,7 @@ Steps = Generator[dict[str, Any] | float, Reply | None, dict[str, Any]]
 
 
 def _steps(call: _Call, *, max_wait_s: float, clock: Callable[[], float]) -> Steps:
-    """The tries of `call`, two at most that reach anyone, without doing them. ApiError or NoAnswer where the last one failed."""
+    """The tries of `call`, two at most that reach anyone, without doing them; ApiError or NoAnswer where both fail."""
     started_s = clock()
 
     def left() -> float | None:
@@ -100,7 +100,12 @@ def _steps(call: _Call, *, max_wait_s: float, clock: Callable[[], float]) -> Ste
         num_tries += not refused
         wait_s = knock_s if refused else _wait(reply)
         left_s = left()
-        if wait_s is None or num_tries == 2 or waited_s + wait_s > max_wait_s or left_s is not None and wait_s >= left_s:
+        if (
+            wait_s is None
+            or num_tries == 2
+            or waited_s + wait_s > max_wait_s
+            or (left_s is not None and wait_s >= left_s)
+        ):
             return _body(reply)
         yield wait_s
         waited_s += wait_s

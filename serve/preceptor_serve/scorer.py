@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import threading
 import time
 import traceback
 import uuid
@@ -319,17 +318,6 @@ def load_serving(bundle: Path, options: EngineOptions, *, num_gpus: float = 0.0)
     except UnknownArchitecture as error:
         _log.warning("%s: %s. Served by transformers in bfloat16, one request at a time.", bundle, error)
         return ThreadedScorer(load_scorer(bundle))
-
-
-def import_ahead() -> None:
-    """Starts a thread that imports what loading a bundle needs: 9 s of the 10 s that the first one takes on 2 cores."""
-
-    def imports() -> None:
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer  # noqa: F401
-
-        import preceptor_serve.engine.loading  # noqa: F401
-
-    threading.Thread(target=imports, name="imports", daemon=True).start()
 
 
 def load_scorer(bundle: Path) -> Scorer:
