@@ -5,9 +5,10 @@
 Open-loop load: Poisson arrivals, the same student, the same requests for every server, no text twice, one server after
 the other on this machine. `engine` is ours in this process, without HTTP and Ray Serve; `warm` is ours over HTTP with
 requests whose scores it knows, which no peer is compared with. Peers are tuned first: each is started in a few settings
-(bench/peers/settings.py) and keeps the one in which callers that never let it rest get most. The rate is searched for: first how fast the server is
-with callers that never let it rest, then shares of that, then halvings. Choose --documents so that the slowest server
-can answer a request alone within the bound. Prints a table, a row for bench/RESULTS.md, and draws the curves to --plot.
+(bench/peers/settings.py) and keeps the one in which callers that never let it rest get most. The rate is searched for:
+first how fast the server is with such callers, then shares of that, then halvings. Choose --documents so that the
+slowest server can answer a request alone within the bound. Prints a table, a row for bench/RESULTS.md, and draws the
+curves to --plot.
 """
 
 from __future__ import annotations
@@ -302,8 +303,8 @@ def _print_result(result: Result, plan: Plan, *, limit: float) -> None:
     print(
         f"{result.name:>22}: {_kept(result, plan):7.1f} documents/s within the bound, {result.saturated:7.1f} "
         f"saturated ({result.saturated / limit:.0%} of the arithmetic limit); alone {result.alone_s * 1000:.0f} ms; "
-        f"first answer {result.cold_start_s:.1f} s; {result.replica_mib:.0f} MiB a replica, {result.all_mib:.0f} in all; "
-        f"{result.setting}"
+        f"first answer {result.cold_start_s:.1f} s; {result.replica_mib:.0f} MiB a replica, "
+        f"{result.all_mib:.0f} in all; {result.setting}"
     )
     for point in result.points:
         print(

@@ -101,9 +101,7 @@ def _application(bundle: Path, shape: Shape) -> Any:
 
 @contextmanager
 def serving(bundle: Path, shape: Shape) -> Iterator[Cluster]:
-    """`bundle` behind a Serve of `shape`; both end with the body, and every process of theirs."""
-    import psutil
-
+    """`bundle` behind a Serve of `shape`, which ends with the body."""
     with ray_cluster(object_store_bytes=shape.store_mib * 2**20):
         import ray
         from ray import serve
@@ -120,13 +118,19 @@ def serving(bundle: Path, shape: Shape) -> Iterator[Cluster]:
         try:
             yield cluster
         finally:
-            started = psutil.Process().children(recursive=True)
+            _end_stopped()
             with contextlib.suppress(Exception):
                 serve.shutdown()
-    # One that was stopped ends only so, and it is this process's own.
-    _, left = psutil.wait_procs(started, timeout=5)
-    for process in left:
-        process.kill()
+
+
+def _end_stopped() -> None:
+    """Ends what stands still among this process's own: it would end no other way."""
+    import psutil
+
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if process.status() == psutil.STATUS_STOPPED:
+                process.kill()
 
 
 def wait_until(holds: Any, *, within_s: float) -> float:

@@ -24,9 +24,10 @@ WINDOW: Final = 200
 MIN_WAIT_S: Final = 0.25
 TIMES_USUAL: Final = 3.0
 """A request is late after this many times what 99 of 100 recent ones took."""
-ALLOWANCE: Final = 4.0
+ALLOWANCE: Final = 8.0
 EARNED: Final = 0.05
-"""Of a second try, by each answer: at most one request in 20 is computed twice, and ALLOWANCE of them at once."""
+"""Of a second try, by each answer: one request in 20 may be computed twice, and ALLOWANCE of them at once: as many as a
+replica holds under the default `max_ongoing_requests`, all of which are late when it hangs."""
 
 
 @runtime_checkable
@@ -68,22 +69,23 @@ class Hedge:
         Cancelled, it calls off what it has sent.
         """
         tries = [self._start(send)]
+        late_s = self._usual.late_after_s()
         try:
-            await asyncio.wait(tries, timeout=self._usual.late_after_s())
-            if not tries[0].done() and self._may():
-                tries.append(self._start(send))
             while True:
                 if waiting := [task for task in tries if not task.done()]:
-                    await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                    # Again and again: who finds the allowance spent may find it filled a moment later.
+                    timeout_s = late_s if len(tries) == 1 else None
+                    await asyncio.wait(waiting, timeout=timeout_s, return_when=asyncio.FIRST_COMPLETED)
                 sound = next((task for task in tries if task.done() and not _failed(task)), None)
                 if sound is not None:
                     return sound.result()
-                if not all(task.done() for task in tries):
-                    continue
-                if len(tries) == 2 or not self._has_died(tries[0]):
-                    return tries[-1].result()
-                # Not paid from the allowance: the dead replica's work has ended, so nothing is computed twice.
-                tries.append(self._start(send))
+                if all(task.done() for task in tries):
+                    if len(tries) == 2 or not self._has_died(tries[0]):
+                        return tries[-1].result()
+                    # Not paid from the allowance: the dead replica's work has ended, so nothing is computed twice.
+                    tries.append(self._start(send))
+                elif len(tries) == 1 and self._may():
+                    tries.append(self._start(send))
         finally:
             for task in tries:
                 task.cancel()
