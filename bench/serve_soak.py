@@ -25,14 +25,15 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, get_args
+from typing import Final, TypeVar, get_args
 
 import psutil
 
 from bench.peers.serve_cluster import Cluster, Kind, Shape, serving
 from bench.peers.steady import Steady
-from bench.peers.student import RequestShape, ScoreRequest, make_bundle, requests
 from preceptor.bundle import load_bundle
+
+T = TypeVar("T")
 
 MAX_GROWTH: Final = 0.02
 MIB: Final = 2**20
@@ -63,6 +64,8 @@ class Growth:
 
 
 def main() -> int:
+    from bench.peers.student import RequestShape, make_bundle, requests
+
     arguments = _arguments()
     shape = RequestShape(prefix_tokens=32, document_tokens=32, num_documents=4)
     bundle = make_bundle(arguments.root, num_layers=2, shape=shape)
@@ -101,10 +104,10 @@ def _arguments() -> argparse.Namespace:
     return arguments
 
 
-def repeating(stream: Iterator[ScoreRequest], *, seed: int) -> Iterator[ScoreRequest]:
+def repeating(stream: Iterator[T], *, seed: int) -> Iterator[T]:
     """`stream`, with one request in REPEATED once more among the next."""
     source = random.Random(seed)
-    again: list[ScoreRequest] = []
+    again: list[T] = []
     for request in stream:
         yield request
         if source.random() < 1 / REPEATED:

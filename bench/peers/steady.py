@@ -8,15 +8,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import httpx
 
 from bench.peers.load import percentile
-from bench.peers.student import ScoreRequest
 from preceptor_serve.client import ApiError, AsyncClient, NoAnswer, Scores
 
-SLOW_TIMES = 4.0
-"""A request is disturbed when it takes this many times the 99th percentile before the fault."""
+if TYPE_CHECKING:
+    from bench.peers.student import ScoreRequest
 
 
 @dataclass(kw_only=True)
