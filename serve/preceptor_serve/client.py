@@ -59,6 +59,8 @@ _AGAIN_AFTER_S: Final = 0.2
 _KNOCK_AT_MOST_S: Final = 1.0
 """Between two looks whether a port that refused is answered again; the first comes after _AGAIN_AFTER_S, then half as
 long again each time."""
+_GRACE_S: Final = 0.5
+"""Beyond the deadline, for the scorer's own word that it has passed."""
 MAX_WAIT_S: Final = 10.0
 """A killed proxy of Serve is replaced in 3 to 9 s on two busy cores."""
 
@@ -72,12 +74,16 @@ class _Call:
     body: Mapping[str, Any] | None = None
     deadline_s: float | None = None
 
-    def request(self, left_s: float | None) -> dict[str, Any]:
+    def request(self, left_s: float | None, *, timeout_s: float) -> dict[str, Any]:
         """What httpx is given for a try with `left_s` of the deadline left."""
-        body = self.body
-        if body is not None and left_s is not None:
-            body = {**body, "deadline_ms": max(1, int(left_s * 1000))}
-        return {"method": self.method, "url": self.path, "json": body}
+        given: dict[str, Any] = {"method": self.method, "url": self.path, "json": self.body}
+        if left_s is None:
+            return given
+        # A process that hangs refuses nothing: it must not be waited for much beyond the deadline.
+        given["timeout"] = min(timeout_s, max(0.0, left_s) + _GRACE_S)
+        return (
+            given if self.body is None else given | {"json": {**self.body, "deadline_ms": max(1, int(left_s * 1000))}}
+        )
 
 
 Reply = httpx.Response | httpx.TransportError
@@ -85,7 +91,7 @@ Steps = Generator[dict[str, Any] | float, Reply | None, dict[str, Any]]
 """Requests to send, whose replies are sent in, and seconds to sleep; it returns the answer's body."""
 
 
-def _steps(call: _Call, *, max_wait_s: float, clock: Callable[[], float]) -> Steps:
+def _steps(call: _Call, *, max_wait_s: float, timeout_s: float, clock: Callable[[], float]) -> Steps:
     """The tries of `call`, two at most that reach anyone, without doing them; ApiError or NoAnswer where both fail."""
     started_s = clock()
 
@@ -94,7 +100,7 @@ def _steps(call: _Call, *, max_wait_s: float, clock: Callable[[], float]) -> Ste
 
     waited_s, knock_s, num_tries = 0.0, _AGAIN_AFTER_S, 0
     while True:
-        reply = yield call.request(left())
+        reply = yield call.request(left(), timeout_s=timeout_s)
         assert reply is not None
         refused = isinstance(reply, httpx.ConnectError)
         num_tries += not refused
@@ -201,6 +207,7 @@ class Client:
     ) -> None:
         self._http = httpx.Client(**_options(base_url, api_key, timeout_s), transport=transport)
         self._max_wait_s = max_wait_s
+        self._timeout_s = timeout_s
         self._sleep = sleep
 
     def score(
@@ -245,7 +252,7 @@ class Client:
         self.close()
 
     def _do(self, call: _Call) -> dict[str, Any]:
-        steps = _steps(call, max_wait_s=self._max_wait_s, clock=time.monotonic)
+        steps = _steps(call, max_wait_s=self._max_wait_s, timeout_s=self._timeout_s, clock=time.monotonic)
         reply: Reply | None = None
         try:
             while True:
@@ -280,6 +287,7 @@ class AsyncClient:
     ) -> None:
         self._http = httpx.AsyncClient(**_options(base_url, api_key, timeout_s), transport=transport)
         self._max_wait_s = max_wait_s
+        self._timeout_s = timeout_s
         self._sleep = sleep
 
     async def score(
@@ -324,7 +332,7 @@ class AsyncClient:
         await self.close()
 
     async def _do(self, call: _Call) -> dict[str, Any]:
-        steps = _steps(call, max_wait_s=self._max_wait_s, clock=time.monotonic)
+        steps = _steps(call, max_wait_s=self._max_wait_s, timeout_s=self._timeout_s, clock=time.monotonic)
         reply: Reply | None = None
         try:
             while True:

@@ -265,6 +265,17 @@ def test_a_second_try_has_what_is_left_of_the_deadline() -> None:
     assert len(asked) == 1, "after the wait nothing would be left"
 
 
+def test_a_call_with_a_deadline_is_not_waited_for_much_longer() -> None:
+    transport, asked = replies(busy(422), busy(422), busy(422))
+    with Client(transport=transport, timeout_s=7) as client:
+        for deadline_ms in (900, 60_000, None):
+            with pytest.raises(ApiError):
+                client.score(QUERY, PROFILE, DOCUMENTS, deadline_ms=deadline_ms)
+    waits = [request.extensions["timeout"]["read"] for request in asked]
+    assert 0.9 < waits[0] <= 1.4
+    assert waits[1:] == [7, 7]
+
+
 # What is logged
 
 
