@@ -8,7 +8,7 @@ began, and is replaced three checks later: within 40 s. Until then the edge send
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Any, Final
 
 PERIOD_S: Final = 3.0
 TIMEOUT_S: Final = 5.0
@@ -17,5 +17,5 @@ no busy machine."""
 HANG_AFTER_S: Final = 30.0
 """A forward pass takes up to `max_forward_tokens`: under a second for a student of this project on one core."""
 
-CHECKS: Final = {"health_check_period_s": PERIOD_S, "health_check_timeout_s": TIMEOUT_S}
+CHECKS: Final[dict[str, Any]] = {"health_check_period_s": PERIOD_S, "health_check_timeout_s": TIMEOUT_S}
 """Options of a deployment."""
