@@ -61,16 +61,19 @@ class Cluster:
     def is_whole(self) -> bool:
         """Whether Serve says that the application runs with all its replicas."""
         from ray import serve
+        from ray.serve._private.common import ReplicaState
 
         found = serve.status().applications.get("preceptor")
         if found is None or found.status != "RUNNING":
             return False
         wanted = {"Scorer": self.shape.num_scorers, "Edge": self.shape.num_edges}
-        return all(
-            found.deployments[name].replica_states.get("RUNNING", 0) == num
-            and sum(found.deployments[name].replica_states.values()) == num
-            for name, num in wanted.items()
-        )
+        states = {
+            name: {
+                ReplicaState(state).value: num for state, num in found.deployments[name].replica_states.items() if num
+            }
+            for name in wanted
+        }
+        return states == {name: {"RUNNING": num} for name, num in wanted.items()}
 
     def num_spilled(self) -> int:
         """Files that the object store has spilled."""
@@ -86,11 +89,12 @@ def _application(bundle: Path, shape: Shape) -> Any:
     from preceptor_serve.app import AppArgs, build
     from preceptor_serve.engine.options import EngineOptions
 
-    caches = {f"{name}_cache_mib": shape.cache_mib for name in ("score", "prefix", "token")}
+    mib = shape.cache_mib
+    engine = EngineOptions(threads=1, score_cache_mib=mib, prefix_cache_mib=mib, token_cache_mib=mib)
     return build(
         AppArgs(
             bundle=str(bundle.resolve()),
-            engine=EngineOptions(threads=1, **caches),
+            engine=engine,
             num_edges=shape.num_edges,
             min_replicas=shape.num_scorers,
             max_replicas=shape.num_scorers,
