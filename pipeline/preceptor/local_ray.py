@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ _QUIET_RAY: Final = {
     "RAY_event_stats": "0",
     "RAY_worker_niceness": "0",
     "RAY_task_events_report_interval_ms": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
 }
 # Ray Train looks every 2 s whether its workers have ended, and starts a process that waits for the machine to be taken
 # away: together a third of a short training on this machine alone.
@@ -81,10 +83,9 @@ def ray_cluster(*, object_store_bytes: int = 2**30) -> Iterator[None]:
 
 def _quieten() -> None:
     """Leave the terminal to this project's own lines of progress."""
-    import ray.data
-
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
+    # Ray Data reads the variable when it is loaded. Loading it here costs a server, which has no use for it, seconds.
+    if (data := sys.modules.get("ray.data")) is not None:
+        data.DataContext.get_current().enable_progress_bars = False
     # Actors' restarts and concurrency have no named parameter in Ray 2.60, and it warns of their going in 2.64.
     warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
     for name in ("ray._private.worker", "ray.data", "ray.llm", "ray.serve", "ray.train"):
