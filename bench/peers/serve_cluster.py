@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from preceptor.local_ray import ray_cluster
+from preceptor.local_ray import serving_ray
 from preceptor.running import free_port
 
 Kind = Literal["scorer", "edge", "proxy", "controller"]
@@ -106,7 +106,7 @@ def _application(bundle: Path, shape: Shape) -> Any:
 @contextmanager
 def serving(bundle: Path, shape: Shape) -> Iterator[Cluster]:
     """`bundle` behind a Serve of `shape`, which ends with the body."""
-    with ray_cluster(object_store_bytes=shape.store_mib * 2**20):
+    with serving_ray(object_store_bytes=shape.store_mib * 2**20):
         import ray
         from ray import serve
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import shutil
-import sys
 import tempfile
 import warnings
 from collections.abc import Iterator
@@ -23,7 +22,6 @@ _QUIET_RAY: Final = {
     "RAY_event_stats": "0",
     "RAY_worker_niceness": "0",
     "RAY_task_events_report_interval_ms": "0",
-    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
 }
 # Ray Train looks every 2 s whether its workers have ended, and starts a process that waits for the machine to be taken
 # away: together a third of a short training on this machine alone.
@@ -43,10 +41,19 @@ _WORKER_ENV: Final = {
 
 
 @contextmanager
-def ray_cluster(*, object_store_bytes: int = 2**30) -> Iterator[None]:
+def ray_cluster() -> Iterator[None]:
+    """A running Ray, for stages: as `serving_ray`, with Ray Data loaded and quiet."""
+    with serving_ray():
+        _quieten_data()
+        yield
+
+
+@contextmanager
+def serving_ray(*, object_store_bytes: int = 2**30) -> Iterator[None]:
     """A running Ray: the cluster of ``RAY_ADDRESS`` where it is set, otherwise a local one that ends with the body.
 
-    `object_store_bytes` is memory for objects of a local one; what does not fit is spilled to disk.
+    `object_store_bytes` is memory for objects of a local one; what does not fit is spilled to disk. Ray Data is not
+    loaded: that takes a server, which has no use for it, seconds.
     """
     # Ray's core reports, as errors, states that it recovers from by itself; set before it is loaded.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
@@ -83,12 +90,18 @@ def ray_cluster(*, object_store_bytes: int = 2**30) -> Iterator[None]:
 
 def _quieten() -> None:
     """Leave the terminal to this project's own lines of progress."""
-    # Ray Data reads the variable when it is loaded. Loading it here costs a server, which has no use for it, seconds.
-    if (data := sys.modules.get("ray.data")) is not None:
-        data.DataContext.get_current().enable_progress_bars = False
-    # Actors' restarts and concurrency have no named parameter in Ray 2.60, and it warns of their going in 2.64.
-    warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
-    for name in ("ray._private.worker", "ray.data", "ray.llm", "ray.serve", "ray.train"):
+    for name in ("ray._private.worker", "ray.llm", "ray.serve", "ray.train"):
         logging.getLogger(name).setLevel(logging.ERROR)
     # A logger below ray.llm gives itself a handler and a level of its own where ray.llm has no handler.
     logging.getLogger("ray.llm").addHandler(logging.NullHandler())
+
+
+def _quieten_data() -> None:
+    """The same for Ray Data, which gives its loggers their levels when it is loaded."""
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    # Actors' restarts and concurrency have no named parameter in Ray 2.60, and it warns of their going in 2.64.
+    warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
