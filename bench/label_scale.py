@@ -28,10 +28,10 @@ from preceptor.judge.pool import lay_pool
 from preceptor.judge.replies import Usage, Workers
 from preceptor.judge.shards import judge_pool
 from preceptor.judge.watch import Watch
+from preceptor.local_ray import ray_cluster
 from preceptor.policy import load_policy
 from preceptor.recipe import POLICY_DIR
 from preceptor.record import begin
-from preceptor.running import ray_cluster
 
 DIMENSIONS = ("role", "skills", "place", "pay")
 SIZES = (10_000, 100_000, 1_000_000)

@@ -31,11 +31,11 @@ from preceptor.judge.pool import Pool, lay_pool, read_block
 from preceptor.judge.replies import Usage, in_waves
 from preceptor.judge.tickets import answer_tickets
 from preceptor.judge.vllm_judge import PromptTokens, VllmJudge, grade_token_ids
+from preceptor.local_ray import ray_cluster
 from preceptor.market.groups import generate_pairs
 from preceptor.policy import Policy, load_policy, messages
 from preceptor.ranker.backbones import resolve_backbone
 from preceptor.recipe import POLICY_DIR, EngineConfig, MarketConfig
-from preceptor.running import ray_cluster
 
 VARIANTS = ("ours", "raw", "naive")
 

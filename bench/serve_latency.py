@@ -4,9 +4,11 @@
 
 Open-loop load: Poisson arrivals, the same student, the same requests for every server, no text twice, one server after
 the other on this machine. `engine` is ours in this process, without HTTP and Ray Serve; `warm` is ours over HTTP with
-requests whose scores it knows, which no peer is compared with. The rate is searched for: first how fast the server is
-with callers that never let it rest, then shares of that, then halvings. Choose --documents so that the slowest server
-can answer a request alone within the bound. Prints a table, a row for bench/RESULTS.md, and draws the curves to --plot.
+requests whose scores it knows, which no peer is compared with. Peers are tuned first: each is started in a few settings
+(bench/peers/settings.py) and keeps the one in which callers that never let it rest get most. The rate is searched for:
+first how fast the server is with such callers, then shares of that, then halvings. Choose --documents so that the
+slowest server can answer a request alone within the bound. Prints a table, a row for bench/RESULTS.md, and draws the
+curves to --plot.
 """
 
 from __future__ import annotations
@@ -21,8 +23,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,7 @@ import psutil
 from bench.peers.arithmetic import matmul_rate, request_flops
 from bench.peers.load import Ask, Point, alone, best, curve, saturated
 from bench.peers.servers import ANSWERS_AT, NAMES
+from bench.peers.settings import Setting, candidates
 from bench.peers.student import RequestShape, ScoreRequest, body, classify_body, make_bundle, requests
 from preceptor.bundle import load_bundle
 from preceptor.running import free_port
@@ -57,6 +60,7 @@ class Plan:
     seconds: float
     steps: int
     seed: int
+    calibrate_s: float
 
     def stream(self) -> Iterator[ScoreRequest]:
         return requests(self.shape, self.tokenizer, seed=self.seed)
@@ -70,6 +74,7 @@ class Result:
     alone_s: float
     saturated: float
     points: list[Point]
+    setting: str
     cold_start_s: float
     replica_mib: float
     all_mib: float
@@ -91,6 +96,7 @@ def main() -> None:
         seconds=arguments.seconds,
         steps=arguments.steps,
         seed=arguments.seed,
+        calibrate_s=arguments.calibrate_s,
     )
     del loaded
     flops, rate = request_flops(config, shape), matmul_rate(config)
@@ -117,13 +123,16 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--bound-ms", type=float, default=500, help="bound on the 99th percentile (default: 500)")
     parser.add_argument("--seconds", type=float, default=30, help="length of each rate's load (default: 30)")
     parser.add_argument("--steps", type=int, default=4, help="halvings of the search (default: 4)")
-    parser.add_argument("--quick", action="store_true", help="2 s a rate and no halvings: whether it runs at all")
+    parser.add_argument(
+        "--calibrate-s", type=float, default=10, help="load in each setting of a peer; 0: its first (default: 10)"
+    )
+    parser.add_argument("--quick", action="store_true", help="2 s a rate, 1 s a setting, no halvings: does it run?")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--plot", type=Path, default=Path("serve_latency.png"))
     parser.add_argument("--root", type=Path, default=Path(tempfile.gettempdir()) / "preceptor-serve-latency")
     arguments = parser.parse_args()
     if arguments.quick:
-        arguments.seconds, arguments.steps = 2.0, 0
+        arguments.seconds, arguments.steps, arguments.calibrate_s = 2.0, 0, min(1.0, arguments.calibrate_s)
     return arguments
 
 
@@ -153,19 +162,49 @@ async def _measure_engine(plan: Plan) -> Result:
         await ask()
         cold_s = time.monotonic() - started_s
         mib = (psutil.Process().memory_info().rss - before) / MIB
-        return await _result("engine", ask, plan, cold_s=cold_s, memory=lambda: (mib, mib), counts=engine.counts)
+        return await _result(
+            "engine", ask, plan, setting="defaults", cold_s=cold_s, memory=lambda: (mib, mib), counts=engine.counts
+        )
 
 
 async def _measure_server(name: str, plan: Plan) -> Result:
     server = "ours" if name == "warm" else name
+    setting = await _tuned(server, plan)
     stream = plan.stream()
     if name == "warm":
         stream = itertools.cycle(itertools.islice(stream, 16))
+    async with _asked(server, plan, setting, stream) as (ask, process, cold_s):
+        for _ in range(16 if name == "warm" else 0):
+            await ask()
+        told = "defaults" if server == "ours" else setting.told(server)
+        return await _result(name, ask, plan, setting=told, cold_s=cold_s, memory=lambda: _memory(process.pid))
+
+
+async def _tuned(server: str, plan: Plan) -> Setting:
+    """The setting in which `server` answers most requests a second of callers that never let it rest."""
+    tried = candidates(server, cores=len(os.sched_getaffinity(0)))
+    if len(tried) == 1 or not plan.calibrate_s:
+        return tried[0]
+    rates: list[float] = []
+    for setting in tried:
+        async with _asked(server, plan, setting, plan.stream()) as (ask, _, _):
+            await alone(ask, num=2)
+            rates.append(await saturated(ask, seconds=plan.calibrate_s))
+        rate = rates[-1] * plan.shape.num_documents
+        print(f"{server:>22}: {setting.told(server)}: {rate:.1f} documents/s saturated", flush=True)
+    return tried[rates.index(max(rates))]
+
+
+@asynccontextmanager
+async def _asked(
+    server: str, plan: Plan, setting: Setting, stream: Iterator[ScoreRequest]
+) -> AsyncIterator[tuple[Ask, subprocess.Popen[bytes], float]]:
+    """A running server: what sends it the next of `stream`, its process, and seconds to its first answer."""
     port = free_port()
     url = f"http://127.0.0.1:{port}{ANSWERS_AT.get(server, '/v1/score')}"
     headers = {"Content-Type": "application/json"}
     started_s = time.monotonic()
-    with _running(server, plan, port) as process:
+    with _running(server, plan, port, setting) as process:
         connector = aiohttp.TCPConnector(limit=0)
         async with aiohttp.ClientSession(connector=connector, headers=headers) as session:
 
@@ -176,13 +215,12 @@ async def _measure_server(name: str, plan: Plan) -> Result:
                     await response.read()
                     response.raise_for_status()
 
-            cold_s = await _first_answer(ask, process, started_s)
-            for _ in range(16 if name == "warm" else 0):
-                await ask()
-            return await _result(name, ask, plan, cold_s=cold_s, memory=lambda: _memory(process.pid))
+            yield ask, process, await _first_answer(ask, process, started_s)
 
 
-async def _result(name: str, ask: Ask, plan: Plan, *, cold_s: float, memory: Any, counts: Any = None) -> Result:
+async def _result(
+    name: str, ask: Ask, plan: Plan, *, setting: str, cold_s: float, memory: Any, counts: Any = None
+) -> Result:
     took_s = await alone(ask, num=3 if plan.steps == 0 else 10)
     count = plan.shape.num_documents
     top = await saturated(ask, seconds=plan.seconds)
@@ -193,6 +231,7 @@ async def _result(name: str, ask: Ask, plan: Plan, *, cold_s: float, memory: Any
         alone_s=took_s,
         saturated=top * count,
         points=points,
+        setting=setting,
         cold_start_s=cold_s,
         replica_mib=replica,
         all_mib=everything,
@@ -201,12 +240,13 @@ async def _result(name: str, ask: Ask, plan: Plan, *, cold_s: float, memory: Any
 
 
 @contextmanager
-def _running(server: str, plan: Plan, port: int) -> Iterator[subprocess.Popen[bytes]]:
+def _running(server: str, plan: Plan, port: int, setting: Setting) -> Iterator[subprocess.Popen[bytes]]:
     """The server's process; it and what it started have ended afterwards."""
     command = [sys.executable, "-m", "bench.peers.servers", server, str(plan.bundle), str(port)]
     log = plan.bundle.parent / f"{server}.log"
     with log.open("wb") as sink:
-        process = subprocess.Popen([*command, "--precision", plan.precision], stdout=sink, stderr=sink)
+        options = ["--precision", plan.precision, "--setting", setting.to_json()]
+        process = subprocess.Popen([*command, *options], stdout=sink, stderr=sink)
     try:
         yield process
     finally:
@@ -263,7 +303,8 @@ def _print_result(result: Result, plan: Plan, *, limit: float) -> None:
     print(
         f"{result.name:>22}: {_kept(result, plan):7.1f} documents/s within the bound, {result.saturated:7.1f} "
         f"saturated ({result.saturated / limit:.0%} of the arithmetic limit); alone {result.alone_s * 1000:.0f} ms; "
-        f"first answer {result.cold_start_s:.1f} s; {result.replica_mib:.0f} MiB a replica, {result.all_mib:.0f} in all"
+        f"first answer {result.cold_start_s:.1f} s; {result.replica_mib:.0f} MiB a replica, "
+        f"{result.all_mib:.0f} in all; {result.setting}"
     )
     for point in result.points:
         print(
@@ -280,7 +321,7 @@ def _compare(results: list[Result], plan: Plan, *, limit: float, command: str) -
     """The ratios, and the row for RESULTS.md."""
     by_name = {result.name: result for result in results}
     peers = [result for result in results if result.name in NAMES and result.name != "ours"]
-    figures = [f"{result.name} {_kept(result, plan):.1f}" for result in results]
+    figures = [f"{result.name} {_kept(result, plan):.1f} ({result.setting})" for result in results]
     if (ours := by_name.get("ours")) is not None:
         if peers:
             peer = max(peers, key=lambda result: _kept(result, plan))

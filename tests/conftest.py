@@ -40,7 +40,7 @@ def _turn(item: pytest.Item) -> int:
 @pytest.fixture(scope="session")
 def local_ray() -> Iterator[None]:
     """A local Ray of eight logical CPUs that ends with the tests."""
-    from preceptor.running import ray_cluster
+    from preceptor.local_ray import ray_cluster
 
     with ray_cluster():
         yield

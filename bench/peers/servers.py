@@ -1,4 +1,4 @@
-"""One server of the benchmark in this process, tuned for it, until it is interrupted.
+"""One server of the benchmark in this process, in a setting that was chosen for it, until it is interrupted.
 
     python -m bench.peers.servers NAME BUNDLE PORT
 
@@ -17,10 +17,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+from bench.peers.settings import Setting, from_json
+
 NAMES: Final = ("ours", "vllm", "sentence-transformers", "onnxruntime")
 ANSWERS_AT: Final = {"vllm": "/classify"}
 """Paths of scoring, where it is not /v1/score."""
-PAIRS_A_BATCH: Final = 32
 
 
 class Model(Protocol):
@@ -35,14 +36,15 @@ def main() -> None:
     parser.add_argument("bundle", type=Path)
     parser.add_argument("port", type=int)
     parser.add_argument("--precision", default="bfloat16", help="of ours")
+    parser.add_argument("--setting", type=from_json, default=Setting(), help="of a peer, as JSON")
     arguments = parser.parse_args()
     if arguments.name == "vllm":
-        _become_vllm(arguments.bundle, arguments.port)
+        _become_vllm(arguments.bundle, arguments.port, arguments.setting)
     with contextlib.suppress(KeyboardInterrupt):
         if arguments.name == "ours":
             _serve_ours(arguments.bundle, arguments.port, arguments.precision)
         else:
-            _serve_peer(arguments.name, arguments.bundle, arguments.port)
+            _serve_peer(arguments.name, arguments.bundle, arguments.port, arguments.setting)
 
 
 def _serve_ours(bundle: Path, port: int, precision: str) -> None:
@@ -51,7 +53,7 @@ def _serve_ours(bundle: Path, port: int, precision: str) -> None:
     sys.exit(preceptor(["serve", "--bundle", str(bundle), "--port", str(port), "--precision", precision]))
 
 
-def _become_vllm(bundle: Path, port: int) -> None:
+def _become_vllm(bundle: Path, port: int, setting: Setting) -> None:
     environment = {
         **os.environ,
         "VLLM_CPU_KVCACHE_SPACE": "2",
@@ -63,23 +65,23 @@ def _become_vllm(bundle: Path, port: int) -> None:
         *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(bundle)),
         *("--runner", "pooling", "--dtype", "bfloat16", "--max-model-len", "512"),
         *("--host", "127.0.0.1", "--port", str(port), "--served-model-name", "student"),
-        # Large batches of tokens and many sequences at once, for a small model; other settings were not tried.
-        *("--enable-prefix-caching", "--max-num-batched-tokens", "4096", "--max-num-seqs", "64"),
+        *("--enable-prefix-caching", "--max-num-batched-tokens", str(setting.tokens)),
+        *("--max-num-seqs", str(setting.sequences)),
         *("--enforce-eager", "--disable-uvicorn-access-log"),
     ]
     os.execve(sys.executable, command, environment)
 
 
-def _serve_peer(name: str, bundle: Path, port: int) -> None:
+def _serve_peer(name: str, bundle: Path, port: int, setting: Setting) -> None:
     from ray import serve
 
-    from preceptor.running import ray_cluster
+    from preceptor.local_ray import ray_cluster
 
     with ray_cluster():
-        # The edge parses and the replica computes with all cores, as with ours.
+        # The replicas together compute with all cores, as with ours.
         deployment = serve.deployment(
-            name="Peer", max_ongoing_requests=64, ray_actor_options={"num_cpus": 1}, num_replicas=1
-        )(_peer_class())
+            name="Peer", max_ongoing_requests=64, ray_actor_options={"num_cpus": 1}, num_replicas=setting.replicas
+        )(_peer_class(setting))
         logging_config = {"log_level": "WARNING", "enable_access_log": False}
         serve.start(http_options={"host": "127.0.0.1", "port": port}, logging_config=logging_config)
         serve.run(deployment.bind(name, str(bundle)), route_prefix="/", logging_config=logging_config)
@@ -88,7 +90,7 @@ def _serve_peer(name: str, bundle: Path, port: int) -> None:
         serve.shutdown()
 
 
-def _peer_class() -> Any:
+def _peer_class(setting: Setting) -> Any:
     """The deployment's class, made where Ray is loaded."""
     from ray import serve
     from starlette.requests import Request
@@ -97,7 +99,7 @@ def _peer_class() -> Any:
 
     class Peer:
         def __init__(self, name: str, bundle: str) -> None:
-            self._model = load_model(name, Path(bundle))
+            self._model = load_model(name, Path(bundle), setting)
 
         async def __call__(self, request: Request) -> Any:
             asked = await request.json()
@@ -105,7 +107,7 @@ def _peer_class() -> Any:
             pairs = [(prefix, f"{render_document(document)}\nGrade: ") for document in asked["documents"]]
             return {"logits": await self._together(pairs)}
 
-        @serve.batch(max_batch_size=8, batch_wait_timeout_s=0.005)
+        @serve.batch(max_batch_size=setting.requests, batch_wait_timeout_s=0.005)
         async def _together(self, requests: list[list[tuple[str, str]]]) -> list[Any]:
             import asyncio
 
@@ -119,16 +121,17 @@ def _peer_class() -> Any:
     return Peer
 
 
-def load_model(name: str, bundle: Path) -> Model:
-    """The bundle's student in the library `name`, on all cores."""
-    return _in_sentence_transformers(bundle) if name == "sentence-transformers" else _in_onnxruntime(bundle)
+def load_model(name: str, bundle: Path, setting: Setting) -> Model:
+    """The bundle's student in the library `name`."""
+    load = _in_sentence_transformers if name == "sentence-transformers" else _in_onnxruntime
+    return load(bundle, setting)
 
 
-def _in_sentence_transformers(bundle: Path) -> Model:
+def _in_sentence_transformers(bundle: Path, setting: Setting) -> Model:
     import torch
     from sentence_transformers import CrossEncoder
 
-    torch.set_num_threads(os.cpu_count() or 1)
+    torch.set_num_threads(setting.threads)
     encoder = CrossEncoder(
         str(bundle),
         device="cpu",
@@ -138,19 +141,19 @@ def _in_sentence_transformers(bundle: Path) -> Model:
     )
 
     def score(pairs: Sequence[tuple[str, str]]) -> Any:
-        return encoder.predict(list(pairs), batch_size=PAIRS_A_BATCH, convert_to_numpy=True, show_progress_bar=False)
+        return encoder.predict(list(pairs), batch_size=setting.pairs, convert_to_numpy=True, show_progress_bar=False)
 
     return score
 
 
-def _in_onnxruntime(bundle: Path) -> Model:
+def _in_onnxruntime(bundle: Path, setting: Setting) -> Model:
     import numpy as np
     import onnxruntime
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(bundle)
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = os.cpu_count() or 1
+    options.intra_op_num_threads = setting.threads
     session = onnxruntime.InferenceSession(str(export_int8(bundle)), options, providers=["CPUExecutionProvider"])
 
     def batch(pairs: Sequence[tuple[str, str]]) -> Any:
@@ -159,7 +162,7 @@ def _in_onnxruntime(bundle: Path) -> Model:
         return session.run(None, {"ids": read["input_ids"], "mask": read["attention_mask"]})[0]
 
     def score(pairs: Sequence[tuple[str, str]]) -> Any:
-        parts = [pairs[start : start + PAIRS_A_BATCH] for start in range(0, len(pairs), PAIRS_A_BATCH)]
+        parts = [pairs[start : start + setting.pairs] for start in range(0, len(pairs), setting.pairs)]
         return np.concatenate([batch(part) for part in parts])
 
     return score

@@ -205,7 +205,7 @@ def load_bundle(path: Path) -> Bundle:
 
     from preceptor.ranker.model import load_ranker
 
-    described = _describe(path)
+    described = describe(path)
     try:
         ranker, tokenizer = load_ranker(path, dtype=torch.bfloat16)
     except InputError:
@@ -282,8 +282,8 @@ def _score_rows(
         }
 
 
-def _describe(path: Path) -> dict[str, Any]:
-    """The fields of a Bundle that bundle.json holds."""
+def describe(path: Path) -> dict[str, Any]:
+    """The fields of a Bundle that bundle.json holds; InputError where it is missing or damaged."""
     if not path.is_dir():
         raise InputError(f"{path}: no such directory. Point at the bundle/ directory of an export stage.")
     file = path / BUNDLE_FILE

@@ -382,13 +382,11 @@ def _serve(arguments: argparse.Namespace) -> int:
     from preceptor_serve.served_log import log_of
 
     log = log_of(arguments.log, rate=arguments.log_rate, texts=arguments.log_texts)
-    from preceptor.running import ray_cluster
+    from preceptor.local_ray import serving_ray
     from preceptor_serve.engine.options import EngineOptions
-    from preceptor_serve.scorer import import_ahead
     from preceptor_serve.start import run_app
 
-    import_ahead()  # while Ray's start waits for other processes
-    with ray_cluster():
+    with serving_ray():
         engine, where = EngineOptions(precision=arguments.precision), {"host": arguments.host, "port": arguments.port}
         run_app(arguments.bundle.resolve(), **where, keys=arguments.keys, guard=guard, engine=engine, log=log)
     return 0

@@ -18,9 +18,10 @@ import pyarrow.compute as pc
 
 from preceptor.contracts import GOLDEN, LABELS, OVERALL, content_id, read_table, write_table
 from preceptor.errors import InputError, RecipeError
+from preceptor.local_ray import ray_cluster
 from preceptor.recipe import JudgeConfig, MarketConfig, Recipe
 from preceptor.record import Record, begin, fingerprint_of, read_record, to_jsonable
-from preceptor.running import ray_cluster, say
+from preceptor.running import say
 
 if TYPE_CHECKING:
     from preceptor.judge.replies import Judge

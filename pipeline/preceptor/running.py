@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import shutil
 import sys
-import tempfile
 import time
-import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -17,83 +13,13 @@ from typing import TYPE_CHECKING, Any, Final
 
 from preceptor.contracts import GATE_REPORT, read_table
 from preceptor.errors import DriftError, InputError, JudgeRefused, PreceptorError, RecipeError
+from preceptor.local_ray import ray_cluster
 from preceptor.plan import Step, base_record, execute, gather, make_plan, status
 from preceptor.recipe import CorporaConfig, HeadlinesConfig, JobmatchConfig, MarketConfig, Recipe
 from preceptor.record import Record, read_record
 
 if TYPE_CHECKING:
     from preceptor.judge.watch import Watch
-
-LOCAL_CPUS: Final = 8
-"""Logical CPUs of a local cluster: fewer deadlock, because an engine and the stages around it hold one each."""
-
-# Of a local cluster. Eight idle workers started for nobody, what all processes say of themselves every few seconds, and
-# workers behind everything else in priority cost an engine on two cores 0.1 of one (bench/label_throughput.py).
-_QUIET_RAY: Final = {
-    "RAY_prestart_worker_first_driver": "0",
-    "RAY_enable_metrics_collection": "0",
-    "RAY_event_stats": "0",
-    "RAY_worker_niceness": "0",
-    "RAY_task_events_report_interval_ms": "0",
-}
-# Ray Train looks every 2 s whether its workers have ended, and starts a process that waits for the machine to be taken
-# away: together a third of a short training on this machine alone.
-_PROMPT_TRAIN: Final = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
-_WORKER_ENV: Final = {
-    "VLLM_LOGGING_LEVEL": "ERROR",
-    "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-    "TOKENIZERS_PARALLELISM": "false",
-}
-
-
-@contextmanager
-def ray_cluster() -> Iterator[None]:
-    """A running Ray: the cluster of ``RAY_ADDRESS`` where it is set, otherwise a local one that ends with the body."""
-    # Ray's core reports, as errors, states that it recovers from by itself; set before it is loaded.
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    import ray
-
-    if ray.is_initialized():
-        yield
-        return
-    if os.environ.get("RAY_ADDRESS"):
-        ray.init(log_to_driver=False)
-        yield
-        return
-    for name, value in (_QUIET_RAY | _PROMPT_TRAIN).items():
-        os.environ.setdefault(name, value)
-    # Ray's sockets live below this folder and their paths may hold 107 bytes at most, hence the system's own.
-    folder = tempfile.mkdtemp(prefix="pcp")
-    ray.init(
-        address="local",
-        num_cpus=max(LOCAL_CPUS, os.cpu_count() or 1),
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.ERROR,
-        object_store_memory=2**30,
-        _temp_dir=folder,
-        runtime_env={"env_vars": {name: os.environ.get(name, value) for name, value in _WORKER_ENV.items()}},
-    )
-    _quieten()
-    try:
-        yield
-    finally:
-        ray.shutdown()
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _quieten() -> None:
-    """Leave the terminal to this project's own lines of progress."""
-    import ray.data
-
-    context = ray.data.DataContext.get_current()
-    context.enable_progress_bars = False
-    # Actors' restarts and concurrency have no named parameter in Ray 2.60, and it warns of their going in 2.64.
-    warnings.filterwarnings("ignore", message=".*ray_remote_args.*")
-    for name in ("ray._private.worker", "ray.data", "ray.llm", "ray.serve", "ray.train"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    # A logger below ray.llm gives itself a handler and a level of its own where ray.llm has no handler.
-    logging.getLogger("ray.llm").addHandler(logging.NullHandler())
 
 
 @contextmanager

@@ -19,6 +19,7 @@ from preceptor_serve.api import make_api
 from preceptor_serve.board import read_routing
 from preceptor_serve.engine.options import EngineOptions
 from preceptor_serve.following import Follower
+from preceptor_serve.health import CHECKS
 from preceptor_serve.keys import KeyRing
 from preceptor_serve.remote import RemoteScorer
 from preceptor_serve.replica import ScorerReplica
@@ -45,6 +46,7 @@ class AppArgs(BaseModel):
     limits: Limits = Field(default_factory=Limits)
     engine: EngineOptions = Field(default_factory=EngineOptions)
     log: LogOptions | None = None
+    num_edges: PositiveInt = 1
     min_replicas: PositiveInt = 1
     max_replicas: PositiveInt = 2
     target_ongoing_requests: PositiveFloat = 2.0
@@ -128,6 +130,7 @@ EDGE: serve.Deployment = serve.deployment(
     max_queued_requests=256,
     max_surge_percent=100,
     backpressure_config={"status_code": 429, "retry_after_s": 1},
+    **CHECKS,
 )(serve.ingress()(Edge))
 
 # A bundle that cannot be loaded will not load the twentieth time either (Serve's default). An update starts the new
@@ -139,7 +142,8 @@ SCORER: serve.Deployment = serve.deployment(name="Scorer", max_constructor_retry
 
 def build(args: AppArgs) -> serve.Application:
     """The application of `args`, undeployed. Named by serve.yaml as ``preceptor_serve.app:build``."""
-    return EDGE.bind(build_scorers(args), args.limits, args.timeout_s, args.keys_file, args.log, args)
+    edges = EDGE.options(num_replicas=args.num_edges)
+    return edges.bind(build_scorers(args), args.limits, args.timeout_s, args.keys_file, args.log, args)
 
 
 def build_scorers(args: AppArgs) -> serve.Application:
@@ -153,6 +157,7 @@ def scorers_of(args: AppArgs) -> serve.Deployment:
         ray_actor_options={"num_cpus": args.num_cpus, "num_gpus": args.num_gpus},
         max_ongoing_requests=args.max_ongoing_requests,
         max_queued_requests=args.max_queued_requests,
+        **CHECKS,
         autoscaling_config={
             "min_replicas": args.min_replicas,
             "max_replicas": args.max_replicas,

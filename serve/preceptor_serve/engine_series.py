@@ -33,17 +33,15 @@ class EngineSeries(Collector):
     def heard(self, standing: Standing) -> None:
         """Note how an engine stands; answers may overtake each other, and its counts only grow."""
         known = self._heard.get(standing.name)
+        if known is None:
+            # Where nobody scrapes, replicas that come and go would add up.
+            self._forget()
         if known is None or known[1].counts.num_passes <= standing.counts.num_passes:
             self._heard[standing.name] = (self._clock(), standing)
 
     def collect(self) -> Iterator[Metric]:
         """The series of every engine heard of lately."""
-        now_s = self._clock()
-        self._heard = {
-            name: (then_s, standing)
-            for name, (then_s, standing) in self._heard.items()
-            if now_s - then_s <= FORGOTTEN_AFTER_S
-        }
+        self._forget()
         standings = [standing for _, standing in self._heard.values()]
         for name, field, text in _TOTALS:
             total = CounterMetricFamily(f"preceptor_engine_{name}", text, labels=("scorer",))
@@ -60,3 +58,11 @@ class EngineSeries(Collector):
         for standing in standings:
             waiting.add_metric((standing.name,), standing.load.num_tokens)
         yield waiting
+
+    def _forget(self) -> None:
+        now_s = self._clock()
+        self._heard = {
+            name: (then_s, standing)
+            for name, (then_s, standing) in self._heard.items()
+            if now_s - then_s <= FORGOTTEN_AFTER_S
+        }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections.abc import Awaitable, Sequence
 from typing import TypeVar
@@ -11,6 +12,7 @@ from ray.exceptions import RayActorError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from ray.serve.handle import DeploymentHandle
 
+from preceptor_serve.hedging import Hedge
 from preceptor_serve.scorer import Answer, Identity, Overloaded, TimedOut, Unavailable
 
 IDENTITY_MAX_AGE_S = 10.0
@@ -25,11 +27,13 @@ class RemoteScorer:
     def __init__(self, handle: DeploymentHandle, *, timeout_s: float) -> None:
         self._handle = handle
         self._timeout_s = timeout_s
+        self._hedge = Hedge(died=RayActorError, clock=time.monotonic)
         self._seen: Identity | None = None
         self._seen_s = 0.0
 
     async def score(self, query: str, profile: str, documents: Sequence[str]) -> Answer:
-        answer: Answer = await _reached(self._handle.score.remote(query, profile, documents), self._timeout_s)
+        send = functools.partial(self._handle.score.remote, query, profile, documents)
+        answer: Answer = await _reached(self._hedge.answered(send), self._timeout_s)
         self._see(answer.identity)
         return answer
 

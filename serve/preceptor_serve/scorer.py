@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import math
-import threading
 import time
 import traceback
 import uuid
@@ -26,6 +25,7 @@ from preceptor.contracts import ACTIONS, NUM_GRADES, content_id
 from preceptor.errors import PreceptorError, StageFailed
 from preceptor_serve.engine.counts import Counts
 from preceptor_serve.engine.options import EngineOptions
+from preceptor_serve.health import HANG_AFTER_S
 
 _log = logging.getLogger(__name__)
 
@@ -206,7 +206,7 @@ class ThreadedScorer:
     `hang_after_s` is how long a single request may compute before `check_health` calls this scorer hung.
     """
 
-    def __init__(self, scorer: Scorer, *, hang_after_s: float = 120.0) -> None:
+    def __init__(self, scorer: Scorer, *, hang_after_s: float = HANG_AFTER_S) -> None:
         self._scorer = scorer
         self._hang_after_s = hang_after_s
         self._started_s: float | None = None
@@ -255,7 +255,7 @@ class BatchingScorer:
     `hang_after_s` is how long the engine may compute without a sign before `check_health` calls it hung.
     """
 
-    def __init__(self, engine: Batching, *, hang_after_s: float = 120.0) -> None:
+    def __init__(self, engine: Batching, *, hang_after_s: float = HANG_AFTER_S) -> None:
         self._engine = engine
         self._hang_after_s = hang_after_s
         # Told apart from its siblings, and from the one it takes the place of.
@@ -318,17 +318,6 @@ def load_serving(bundle: Path, options: EngineOptions, *, num_gpus: float = 0.0)
     except UnknownArchitecture as error:
         _log.warning("%s: %s. Served by transformers in bfloat16, one request at a time.", bundle, error)
         return ThreadedScorer(load_scorer(bundle))
-
-
-def import_ahead() -> None:
-    """Starts a thread that imports what loading a bundle needs: 9 s of the 10 s that the first one takes on 2 cores."""
-
-    def imports() -> None:
-        from transformers import AutoModelForSequenceClassification, AutoTokenizer  # noqa: F401
-
-        import preceptor_serve.engine.loading  # noqa: F401
-
-    threading.Thread(target=imports, name="imports", daemon=True).start()
 
 
 def load_scorer(bundle: Path) -> Scorer:

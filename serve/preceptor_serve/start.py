@@ -20,9 +20,9 @@ from ray import serve
 from preceptor.errors import InputError, StageFailed
 from preceptor_serve.app import AppArgs, build
 from preceptor_serve.board import forget_routing
+from preceptor_serve.bundle_check import reason_of, require_readable
 from preceptor_serve.engine.options import EngineOptions
 from preceptor_serve.keys import Guard, read_keys, require_guarded
-from preceptor_serve.scorer import load_serving
 from preceptor_serve.served_log import LogOptions
 
 APP_NAME = "preceptor"
@@ -54,8 +54,8 @@ def run_app(
     keys_file = None if keys is None else str(_some_keys(keys))
     options = engine or EngineOptions()
     options = replace(options, threads=options.threads or num_cores())
-    # Loaded here first: a bundle at fault ends as one line, and not as the traceback of a replica that Serve retries.
-    load_serving(bundle, options).close()
+    # Read here first: most bundles at fault are found out before anything starts.
+    require_readable(bundle)
     _require_free(host, port)
     logging_config = {"log_level": "WARNING", "enable_access_log": False}
     serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port}, logging_config=logging_config)
@@ -76,7 +76,7 @@ def run_app(
         serve.run(application, name=APP_NAME, route_prefix="/", logging_config=logging_config)
     except RuntimeError as error:
         serve.shutdown()
-        raise StageFailed(f"{bundle}: the application did not start; the replica's log above says why.") from error
+        raise reason_of(error, bundle) from error
     url = f"http://{f'[{host}]' if ':' in host else host}:{port}"
     _wait_ready(url, deadline_s=60.0)
     if block:

@@ -187,7 +187,7 @@ def test_no_answer_and_a_strangers_answer_are_told_apart(keyed: tuple[str, str])
     slept: list[float] = []
     with Client("http://127.0.0.1:9", sleep=slept.append) as client, pytest.raises(NoAnswer, match="ConnectError"):
         client.score(QUERY, PROFILE, DOCUMENTS)
-    assert len(slept) == 1, "a broken connection is tried once more"
+    assert len(slept) > 5 and 8 < sum(slept) <= 10, "a port that refuses is looked at again for max_wait_s"
     with Client(f"{url}/metrics?", api_key=key) as client, pytest.raises(ApiError):
         client.ready()
 
@@ -241,9 +241,11 @@ def test_a_call_is_tried_once_more_when_told_to(first: Any, waits: list[float]) 
     ("responses", "num_asked"),
     [
         ([busy(), busy()], 2),
-        ([busy(after="6")], 1),
+        ([busy(after="11")], 1),
         ([busy(after="soon")], 1),
-        ([busy(500)], 1),
+        ([busy(500), busy(500)], 2),
+        ([httpx.ReadError("gone"), httpx.ReadError("gone")], 2),
+        ([httpx.ConnectError("refused"), busy(), httpx.ConnectError("refused"), busy()], 4),
         ([busy(504)], 1),
         ([httpx.ReadTimeout("late")], 1),
         ([httpx.Response(200, text="not json")], 1),
@@ -261,6 +263,17 @@ def test_a_second_try_has_what_is_left_of_the_deadline() -> None:
     with Client(transport=transport, sleep=lambda seconds: None) as client, pytest.raises(ApiError):
         client.score(QUERY, PROFILE, DOCUMENTS, deadline_ms=900)
     assert len(asked) == 1, "after the wait nothing would be left"
+
+
+def test_a_call_with_a_deadline_is_not_waited_for_much_longer() -> None:
+    transport, asked = replies(busy(422), busy(422), busy(422))
+    with Client(transport=transport, timeout_s=7) as client:
+        for deadline_ms in (900, 60_000, None):
+            with pytest.raises(ApiError):
+                client.score(QUERY, PROFILE, DOCUMENTS, deadline_ms=deadline_ms)
+    waits = [request.extensions["timeout"]["read"] for request in asked]
+    assert 0.9 < waits[0] <= 1.4
+    assert waits[1:] == [7, 7]
 
 
 # What is logged

@@ -42,7 +42,7 @@ CHILD = """
     from preceptor.judge.replies import Workers
     from preceptor.recipe import POLICY_DIR, JudgeConfig
     from preceptor.record import Record
-    from preceptor.running import ray_cluster
+    from preceptor.local_ray import ray_cluster
 
     root, version = Path(sys.argv[1]), sys.argv[2]
     judge = FakeJudge(

@@ -17,7 +17,7 @@ JOBS = REPOSITORY / "jobs"
 
 # A room imports itself and rooms of the layers above it in this list; rooms of one layer do not know each other.
 LAYERS = (
-    ("errors", "logits"),
+    ("errors", "logits", "local_ray"),
     ("contracts",),
     ("record", "recipe"),
     ("policy", "evaluation.metrics", "contracts_doc"),
@@ -41,6 +41,7 @@ SERVE_MAY_IMPORT = {"preceptor.contracts", "preceptor.errors", "preceptor.bundle
 LIGHT = (
     "errors",
     "logits",
+    "local_ray",
     "contracts",
     "contracts_doc",
     "record",

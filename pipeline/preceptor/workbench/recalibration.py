@@ -24,11 +24,11 @@ from preceptor.judge import calibrate, stored_judge
 from preceptor.judge.agreement import Cell, agreement_table, disagreements
 from preceptor.judge.judges import open_judge
 from preceptor.judge.watch import Watch
+from preceptor.local_ray import ray_cluster
 from preceptor.policy import load_policy
 from preceptor.policy.document import GOLDEN_DIR
 from preceptor.recipe import Recipe
 from preceptor.record import Record, read_record, write_json
-from preceptor.running import ray_cluster
 from preceptor.workbench.decisions import LOG
 from preceptor.workbench.session import ASKED, STAGE, Board, Session, open_board
 from preceptor.workbench.views import cell_json
