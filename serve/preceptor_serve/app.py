@@ -23,7 +23,6 @@ from preceptor_serve.schema import Limits
 from preceptor_serve.scorer import AsyncScorer
 from preceptor_serve.served_log import LogOptions
 
-
 DRAIN_MARGIN_S: Final = 10.0
 """What a replica that is let go has beyond the longest request, to end its engine or write its log."""
 
