@@ -97,6 +97,9 @@ def test_the_gpu_settings_fit_the_application_and_the_cluster():
         {"bundle": "b", "min_replicas": 3, "max_replicas": 2},
         {"bundle": "b", "target_ongoing_requests": 9, "max_ongoing_requests": 8},
         {"bundle": "b", "max_busy": 1.5},
+        {"bundle": "b", "limits": {"max_wait_s": 0}},
+        {"bundle": "b", "limits": {"depth": {"over_wait_s": 2}}},
+        {"bundle": "b", "limits": {"depth": {"over_wait_s": 2, "least_documents": 50, "least": 1}}},
         {"bundle": "b", "look_back_s": 5, "report_s": 5},
     ],
 )
