@@ -331,7 +331,9 @@ def _draw(seen: Seen, parts: Sequence[Part], file: Path) -> None:
     replicas.set(ylabel="replicas", ylim=(0, None))
     queue.plot(at, [sample.documents for sample in seen.samples], label="documents under way")
     queue.plot(
-        at, [sample.queued_tokens / SHAPE.document_tokens for sample in seen.samples], label="of them at replicas"
+        at,
+        [sample.queued_tokens / SHAPE.document_tokens for sample in seen.samples],
+        label="of them at replicas, as last told",
     )
     queue.set(ylabel="documents")
     for share in (0.5, 0.95):

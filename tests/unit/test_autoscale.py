@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from preceptor_serve.autoscale import QueuedTokens, Seen, replicas_wanted, seen_in
 from preceptor_serve.engine.counts import Counts
 from preceptor_serve.meter import Meter
+from preceptor_serve.scorer import BatchingScorer, FakeScorer, Load, ThreadedScorer
 
 AIMS = QueuedTokens(target_wait_s=2.0, max_busy=0.8)
 IDLE = Seen(
@@ -193,3 +194,32 @@ def test_a_replica_that_becomes_slower_is_noticed():
         read = meter.read(counts(tokens, busy_s), queued_tokens=0, now_s=now_s)
     assert read["tokens_per_s"] == pytest.approx(100, rel=0.35)
     assert read["busy"] == 1.0
+
+
+def test_a_replica_reports_its_engine_to_serve_and_ends_it_once(monkeypatch: pytest.MonkeyPatch):
+    from preceptor_serve.engine.options import EngineOptions
+    from preceptor_serve.replica import ScorerReplica
+
+    closed = []
+    engine = SimpleNamespace(
+        counts=lambda: counts(500, 3.0),
+        load=lambda: Load(num_requests=2, num_tokens=70, tokens_per_s=1.0),
+        close=lambda: closed.append(True),
+    )
+    monkeypatch.setattr("preceptor_serve.replica.load_serving", lambda *_, **__: BatchingScorer(cast(Any, engine)))
+    monkeypatch.setattr("preceptor_serve.replica.given_resources", dict)
+    replica = ScorerReplica("bundle", EngineOptions())
+    assert replica.record_autoscaling_stats() == {"queued_tokens": 70, "busy": 0}
+    # Serve calls it when all is answered, and Python once more.
+    replica.__del__()
+    replica.__del__()
+    assert closed == [True]
+
+
+def test_a_replica_without_an_engine_reports_nothing(monkeypatch: pytest.MonkeyPatch):
+    from preceptor_serve.engine.options import EngineOptions
+    from preceptor_serve.replica import ScorerReplica
+
+    monkeypatch.setattr("preceptor_serve.replica.load_serving", lambda *_, **__: ThreadedScorer(FakeScorer()))
+    monkeypatch.setattr("preceptor_serve.replica.given_resources", dict)
+    assert ScorerReplica("bundle", EngineOptions()).record_autoscaling_stats() == {}
