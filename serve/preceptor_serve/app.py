@@ -8,10 +8,10 @@ Serve finds the builder's argument type by its annotation at run time: this modu
 
 import asyncio
 from pathlib import Path
-from typing import Self
+from typing import Any, Final, Self
 
 from fastapi import FastAPI
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
@@ -28,6 +28,9 @@ from preceptor_serve.schema import Limits
 from preceptor_serve.served_log import LogOptions
 from preceptor_serve.splitting import SplitScorer, Table
 
+DRAIN_MARGIN_S: Final = 10.0
+"""What a replica that is let go has beyond the longest request, to end its engine or write its log."""
+
 
 class AppArgs(BaseModel):
     """The application's arguments, from serve.yaml or `preceptor serve`.
@@ -35,6 +38,9 @@ class AppArgs(BaseModel):
     `num_cpus` is also how many threads a replica's engine has, where `engine` does not say; which cores they get is not
     for `engine` to say. With `keys_file` only holders of its keys are answered; every node that runs an Edge must see
     it at this path. With `log` each Edge writes a served log.
+
+    Replicas are added and let go by autoscale.py: `target_wait_s` of work for each, and others busy for `max_busy` of
+    the time at most when one goes. `target_ongoing_requests` for each is the aim where no replica counts tokens.
 
     The replica options are defaults: an entry under `deployments` in serve.yaml overrides them.
     """
@@ -49,7 +55,13 @@ class AppArgs(BaseModel):
     num_edges: PositiveInt = 1
     min_replicas: PositiveInt = 1
     max_replicas: PositiveInt = 2
+    target_wait_s: PositiveFloat = 2.0
+    max_busy: float = Field(default=0.8, gt=0, le=1)
     target_ongoing_requests: PositiveFloat = 2.0
+    look_back_s: PositiveFloat = 15.0
+    report_s: PositiveFloat = 5.0
+    upscale_delay_s: NonNegativeFloat = 10.0
+    downscale_delay_s: NonNegativeFloat = 300.0
     max_ongoing_requests: PositiveInt = 8
     max_queued_requests: PositiveInt = 32
     timeout_s: PositiveFloat = 60.0
@@ -68,6 +80,9 @@ class AppArgs(BaseModel):
                 "target_ongoing_requests must not exceed max_ongoing_requests, "
                 f"got {self.target_ongoing_requests:g} > {self.max_ongoing_requests}"
             )
+        if self.report_s >= self.look_back_s:
+            # A look back that holds no report would decide by nothing.
+            raise ValueError(f"report_s must be below look_back_s, got {self.report_s:g} and {self.look_back_s:g}")
         return self
 
 
@@ -140,9 +155,26 @@ SCORER: serve.Deployment = serve.deployment(name="Scorer", max_constructor_retry
 )
 
 
+def autoscaling_of(args: AppArgs) -> dict[str, Any]:
+    """Serve's autoscaling_config for the scorers of `args`."""
+    return {
+        "min_replicas": args.min_replicas,
+        "max_replicas": args.max_replicas,
+        "target_ongoing_requests": args.target_ongoing_requests,
+        "look_back_period_s": args.look_back_s,
+        "metrics_interval_s": args.report_s,
+        "upscale_delay_s": args.upscale_delay_s,
+        "downscale_delay_s": args.downscale_delay_s,
+        "policy": {
+            "policy_function": "preceptor_serve.autoscale:QueuedTokens",
+            "policy_kwargs": {"target_wait_s": args.target_wait_s, "max_busy": args.max_busy},
+        },
+    }
+
+
 def build(args: AppArgs) -> serve.Application:
     """The application of `args`, undeployed. Named by serve.yaml as ``preceptor_serve.app:build``."""
-    edges = EDGE.options(num_replicas=args.num_edges)
+    edges = EDGE.options(num_replicas=args.num_edges, graceful_shutdown_timeout_s=args.timeout_s + DRAIN_MARGIN_S)
     return edges.bind(build_scorers(args), args.limits, args.timeout_s, args.keys_file, args.log, args)
 
 
@@ -157,10 +189,7 @@ def scorers_of(args: AppArgs) -> serve.Deployment:
         ray_actor_options={"num_cpus": args.num_cpus, "num_gpus": args.num_gpus},
         max_ongoing_requests=args.max_ongoing_requests,
         max_queued_requests=args.max_queued_requests,
+        graceful_shutdown_timeout_s=args.timeout_s + DRAIN_MARGIN_S,
         **CHECKS,
-        autoscaling_config={
-            "min_replicas": args.min_replicas,
-            "max_replicas": args.max_replicas,
-            "target_ongoing_requests": args.target_ongoing_requests,
-        },
+        autoscaling_config=autoscaling_of(args),
     )

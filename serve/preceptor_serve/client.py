@@ -30,6 +30,7 @@ from preceptor_serve.client_types import (
     Scored,
     Scores,
     ServedBundle,
+    Unscored,
     Weights,
     read_bundle,
     read_ranking,
@@ -49,6 +50,7 @@ __all__ = [
     "Scored",
     "Scores",
     "ServedBundle",
+    "Unscored",
     "Weights",
 ]
 
@@ -219,9 +221,10 @@ class Client:
         blend: Weights | None = None,
         deadline_ms: int | None = None,
         request_id: str | None = None,
+        min_documents: int | None = None,
     ) -> Scores:
         """The scores of `documents`, in their order."""
-        asked = Query(query=query, profile=profile, documents=documents, blend=blend)
+        asked = Query(query=query, profile=profile, documents=documents, blend=blend, min_documents=min_documents)
         body = self._do(_score_call(asked, deadline_ms=deadline_ms, request_id=request_id))
         return read_scores(body, request_id=body["request_id"])
 
@@ -299,9 +302,10 @@ class AsyncClient:
         blend: Weights | None = None,
         deadline_ms: int | None = None,
         request_id: str | None = None,
+        min_documents: int | None = None,
     ) -> Scores:
         """The scores of `documents`, in their order."""
-        asked = Query(query=query, profile=profile, documents=documents, blend=blend)
+        asked = Query(query=query, profile=profile, documents=documents, blend=blend, min_documents=min_documents)
         body = await self._do(_score_call(asked, deadline_ms=deadline_ms, request_id=request_id))
         return read_scores(body, request_id=body["request_id"])
 

@@ -60,18 +60,23 @@ class Weights:
 
 @dataclass(frozen=True, kw_only=True)
 class Query:
-    """One query of one member, and the documents to score for it. Without `blend` the bundle's own one ranks."""
+    """One query of one member, and the documents to score for it. Without `blend` the bundle's own one ranks.
+
+    `min_documents`, the first ones, have to be scored where there is no time for all.
+    """
 
     query: str
     profile: str
     documents: Sequence[str | Document]
     blend: Weights | None = None
+    min_documents: int | None = None
 
     def body(self) -> dict[str, Any]:
         """Its JSON."""
         documents = [item if isinstance(item, str) else asdict(item) for item in self.documents]
         blend = {} if self.blend is None else {"blend": asdict(self.blend)}
-        return {"query": self.query, "profile": self.profile, "documents": documents} | blend
+        least = {} if self.min_documents is None else {"min_documents": self.min_documents}
+        return {"query": self.query, "profile": self.profile, "documents": documents} | blend | least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,6 +90,7 @@ class RerankOptions:
     blend: Weights | None = None
     deadline_ms: int | None = None
     request_id: str | None = None
+    min_documents: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,28 +106,41 @@ class Scored:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Unscored:
+    """A document that was left out for want of time."""
+
+    index: int
+    id: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Scores:
-    """The documents of one query, in its order, who scored them, and what ranks."""
+    """The documents of one query, in its order, who scored them, and what ranks.
+
+    `unscored` are those that there was no time for: the query's last ones, none unless it, or the operator, allows it.
+    """
 
     request_id: str
     bundle_id: str
     policy_version: str
     blend: Weights | None
     results: tuple[Scored, ...]
+    unscored: tuple[Unscored, ...] = ()
 
     @property
     def ranked(self) -> tuple[Scored, ...]:
-        """The documents, best first; ties in the query's order."""
+        """The documents that were scored, best first; ties in the query's order."""
         return tuple(sorted(self.results, key=lambda result: (-result.score, result.index)))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ranked:
-    """One document of a reranked list."""
+    """One document of a reranked list. One that is not `scored` was left out for want of time."""
 
     index: int
     relevance_score: float
     document: Mapping[str, Any] | None
+    scored: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,6 +172,10 @@ def read_scores(body: Mapping[str, Any], *, request_id: str) -> Scores:
         results=tuple(
             Scored(**_known(result, Scored) | {"grade_probs": tuple(result["grade_probs"])})
             for result in body["results"]
+            if result.get("scored", True)
+        ),
+        unscored=tuple(
+            Unscored(**_known(result, Unscored)) for result in body["results"] if not result.get("scored", True)
         ),
     )
 
@@ -164,7 +187,12 @@ def read_ranking(body: Mapping[str, Any]) -> Ranking:
         bundle_id=body["model"],
         policy_version=body["policy_version"],
         results=tuple(
-            Ranked(index=result["index"], relevance_score=result["relevance_score"], document=result.get("document"))
+            Ranked(
+                index=result["index"],
+                relevance_score=result["relevance_score"],
+                document=result.get("document"),
+                scored=result.get("scored", True),
+            )
             for result in body["results"]
         ),
         warnings=tuple(body["meta"].get("warnings") or ()),

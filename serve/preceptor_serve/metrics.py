@@ -43,6 +43,18 @@ class Metrics:
         self._documents = Counter(
             "preceptor_documents_scored_total", "Documents scored.", ("replica",), registry=self.registry
         )
+        self._unscored = Counter(
+            "preceptor_documents_unscored_total",
+            "Documents of answered requests that were left out for want of time.",
+            ("replica",),
+            registry=self.registry,
+        )
+        self._cut = Counter(
+            "preceptor_requests_cut_total",
+            "Answered requests that lack scores of some documents.",
+            ("replica",),
+            registry=self.registry,
+        )
         self._under_way = Gauge(
             "preceptor_documents_under_way", "Documents sent to the scorers.", ("replica",), registry=self.registry
         )
@@ -69,6 +81,8 @@ class Metrics:
             "preceptor_served_log_waiting_rows", "Documents not written yet.", ("replica",), registry=self.registry
         )
         self._documents.labels(replica)
+        self._unscored.labels(replica)
+        self._cut.labels(replica)
         self._under_way.labels(replica)
 
     def answered(self, *, path: str, status: int, seconds: float) -> None:
@@ -88,6 +102,10 @@ class Metrics:
 
     def scored(self, num_documents: int) -> None:
         self._documents.labels(self._replica).inc(num_documents)
+
+    def left_out(self, num_documents: int) -> None:
+        self._cut.labels(self._replica).inc()
+        self._unscored.labels(self._replica).inc(num_documents)
 
     def kept(self, num_documents: int) -> None:
         self._kept.labels(self._replica).inc(num_documents)

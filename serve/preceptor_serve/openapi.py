@@ -45,7 +45,12 @@ _RESULTS: Final = [
         "actions": {"click": 0.2, "apply": 0.15},
     },
 ]
-_ANSWER: Final = {**_NAMES, "blend": _BLEND, "results": _RESULTS}
+_ANSWER: Final = {**_NAMES, "blend": _BLEND, "depth": None, "results": _RESULTS}
+_CUT_ANSWER: Final = {
+    **_ANSWER,
+    "depth": {"asked": 2, "scored": 1},
+    "results": [_RESULTS[0], {"index": 1, "id": "b7", "scored": False}],
+}
 _RERANKED: Final = {
     "id": "7d1c",
     "model": _NAMES["bundle_id"],
@@ -66,10 +71,11 @@ _MODEL: Final = {
     "blend": _BLEND,
 }
 _ONE: Final = {"summary": "One query", "value": {"request_id": "7d1c", **_ANSWER}}
+_CUT: Final = {"summary": "Cut for want of time", "value": {"request_id": "7d1c", **_CUT_ANSWER}}
 _BATCH: Final = {"summary": "Several queries", "value": {"request_id": "7d1c", "answers": [_ANSWER]}}
 # What each path answers when all is well, as a media type object has it.
 _EXAMPLES: Final[dict[str, dict[str, Any]]] = {
-    "/v1/score": {"examples": {"one": _ONE, "batch": _BATCH}},
+    "/v1/score": {"examples": {"one": _ONE, "cut": _CUT, "batch": _BATCH}},
     "/v1/rerank": {"example": {**_RERANKED, "meta": {"api_version": {"version": "1"}}}},
     "/v2/rerank": {"example": {**_RERANKED, "meta": {"api_version": {"version": "2"}}}},
     "/v1/models": {

@@ -24,6 +24,8 @@ from preceptor_serve.scorer import TimedOut
 RELEARN_S: Final = 10.0
 FORGET: Final = 0.9
 """Weight of what was measured before at each new measurement: about the last ten count."""
+MAX_RETRY_S: Final = 60.0
+"""Nobody is told to stay away for longer: the rates behind it may change."""
 QUEUED: Final = 1.2
 """A request that took this many times its time alone has waited for others."""
 
@@ -72,6 +74,26 @@ class Pace:
         all_s = (self._under_way + work) / self._shared.at(now_s) if self._under_way else 0.0
         return Expected(total_s=max(own_s, all_s), waiting_s=max(0.0, all_s - own_s))
 
+    def drain_s(self) -> float:
+        """Seconds until everything now under way is done; 0 where that is unknown."""
+        return self._under_way / self._shared.at(self._clock())
+
+    def room(self, left_s: float) -> float:
+        """The most work that would be done in `left_s` if it were sent now."""
+        if left_s <= 0:
+            return 0.0
+        now_s = self._clock()
+        own, shared = self._alone.at(now_s) * left_s, self._shared.at(now_s) * left_s
+        return min(own, shared - self._under_way) if self._under_way else own
+
+    def require_short(self, max_wait_s: float) -> None:
+        """Nothing; Refusal 429 where more than `max_wait_s` of work is under way."""
+        drain_s = self.drain_s()
+        if drain_s > max_wait_s:
+            message = f"About {drain_s:.0f} s of work wait already, and at most {max_wait_s:g} s may. Retry later."
+            wait = retry_after(min(drain_s - max_wait_s, MAX_RETRY_S))
+            raise Refusal(429, "overloaded", message, retry_after_s=wait)
+
     def require(self, work: float, *, left_s: float) -> None:
         """Nothing; Refusal 429 where `work` would not be done in `left_s`."""
         expected = self.expected(work)
@@ -81,7 +103,7 @@ class Pace:
             f"The answer would take about {expected.total_s * 1000:.0f} ms, {expected.waiting_s * 1000:.0f} of them "
             f"waiting, and {max(left_s, 0) * 1000:.0f} ms are left. Retry later, send fewer documents, or allow more."
         )
-        wait = retry_after(min(expected.total_s - left_s, 60.0))
+        wait = retry_after(min(expected.total_s - left_s, MAX_RETRY_S))
         raise Refusal(429, "deadline_unreachable", message, field="deadline_ms", retry_after_s=wait)
 
     @contextmanager

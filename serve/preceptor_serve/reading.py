@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, TypeVar
 
 from pydantic import TypeAdapter, ValidationError
@@ -28,17 +28,25 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Ask:
-    """One query of one member, and the texts to score for it; `blend` None leaves the bundle's own."""
+    """One query of one member, and the texts to score for it; `blend` None leaves the bundle's own.
+
+    `min_documents` of them have to be scored; None leaves that to the operator.
+    """
 
     query: str
     profile: str
     documents: tuple[str, ...]
     blend: Blend | None
+    min_documents: int | None = None
 
     @property
     def num_chars(self) -> int:
         """Characters to be read: query and profile once, each document once."""
         return len(self.query) + len(self.profile) + sum(map(len, self.documents))
+
+    def first(self, num_documents: int) -> Ask:
+        """The same about its first `num_documents` documents."""
+        return replace(self, documents=self.documents[:num_documents])
 
 
 # By Pydantic's error type. Its own messages are not passed on, because some of them quote the value.
@@ -105,7 +113,13 @@ def asks_of(wanted: ScoreRequest | BatchRequest, limits: Limits) -> list[Ask]:
     asks = []
     for index, item in enumerate(items):
         blend = None if item.blend is None else Blend(**item.blend.model_dump())
-        ask = Ask(query=item.query, profile=item.profile, documents=tuple(item.texts), blend=blend)
+        ask = Ask(
+            query=item.query,
+            profile=item.profile,
+            documents=tuple(item.texts),
+            blend=blend,
+            min_documents=item.min_documents,
+        )
         admit(ask, limits, inside=f"requests[{index}]." if batch else "")
         asks.append(ask)
     return asks
@@ -114,7 +128,13 @@ def asks_of(wanted: ScoreRequest | BatchRequest, limits: Limits) -> list[Ask]:
 def ask_of(wanted: RerankRequest, limits: Limits) -> Ask:
     """What `wanted` asks to rank; Refusal 422 as `asks_of`."""
     blend = None if wanted.blend is None else Blend(**wanted.blend.model_dump())
-    ask = Ask(query=wanted.query, profile=wanted.profile or "", documents=tuple(wanted.texts), blend=blend)
+    ask = Ask(
+        query=wanted.query,
+        profile=wanted.profile or "",
+        documents=tuple(wanted.texts),
+        blend=blend,
+        min_documents=wanted.min_documents,
+    )
     admit(ask, limits, inside="")
     return ask
 

@@ -7,13 +7,13 @@ unknown field is refused, because a misspelt `profile` would change the order wi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, JsonValue, Tag, TypeAdapter, WithJsonSchema
 
 from preceptor.bundle import Blend
 from preceptor_serve.blending import blended, total_weight
-from preceptor_serve.schema import MAX_NAME_CHARS, BlendWeights, DeadlineMs, Refusal, RequestId, Text
+from preceptor_serve.schema import MAX_NAME_CHARS, BlendWeights, DeadlineMs, MinDocuments, Refusal, RequestId, Text
 from preceptor_serve.scorer import Answer
 
 IGNORED: Final = (
@@ -48,7 +48,7 @@ class RerankRequest(BaseModel):
 
     `model` is not used to choose: one bundle is served, and the answer names it. A document is a string or an object
     with a `text`; `rank_fields` names other fields to read, in their order. Fields named in `meta.warnings` of the
-    answer had no effect.
+    answer had no effect. `min_documents` is what it is in /v1/score.
     """
 
     model_config = ConfigDict(
@@ -84,6 +84,7 @@ class RerankRequest(BaseModel):
     blend: BlendWeights | None = None
     request_id: RequestId | None = None
     deadline_ms: DeadlineMs | None = None
+    min_documents: MinDocuments | None = None
     max_chunks_per_doc: JsonValue = None
     max_tokens_per_doc: JsonValue = None
     overlap_tokens: JsonValue = None
@@ -127,15 +128,19 @@ def _text_of(document: str | dict[str, JsonValue], fields: Sequence[str], index:
 
 
 class RerankResult(BaseModel):
-    """A document's place in the request, and how well it fits, from 0 to 1."""
+    """A document's place in the request, and how well it fits, from 0 to 1.
+
+    `scored` false: it was left out for want of time, and its relevance_score of 0 says nothing.
+    """
 
     index: int
     relevance_score: float
+    scored: Literal[False] | None = None
     document: dict[str, JsonValue] | None = None
 
 
 class RerankMeta(BaseModel):
-    """The API's version, and which fields of the request had no effect."""
+    """The API's version, which fields of the request had no effect, and whether documents were left out."""
 
     api_version: dict[str, str]
     warnings: list[str] | None = None
@@ -156,26 +161,33 @@ def ranked(
 ) -> RerankResponse:
     """`answer` under `blend`, or the bundle's own: best first, ties in the request's order, cut to `top_n`.
 
+    Documents that were not scored follow the others in the request's order, and a warning names their number.
     The relevance score is what ranks, divided by the blend's total weight: the same order, and never above 1.
     """
     ranking = blend or answer.identity.blend
     most = 1.0 if ranking is None else total_weight(ranking)
     values = [score.score if blend is None else blended(score, blend) for score in answer.scores]
-    order = sorted(range(len(values)), key=lambda index: (-values[index], index))[: wanted.top_n]
+    num_scored, num_asked = len(values), len(wanted.documents)
+    order = sorted(range(num_scored), key=lambda index: (-values[index], index))
     results = [
         RerankResult(
             index=index,
-            relevance_score=min(values[index] / most, 1.0) if most > 0 else 0.0,
+            relevance_score=min(values[index] / most, 1.0) if index < num_scored and most > 0 else 0.0,
+            scored=None if index < num_scored else False,
             document=_returned(wanted.documents[index]) if wanted.return_documents else None,
         )
-        for index in order
+        for index in [*order, *range(num_scored, num_asked)][: wanted.top_n]
     ]
+    warnings = wanted.warnings
+    if num_scored < num_asked:
+        cut = f"Only the first {num_scored} of {num_asked} documents were scored, for want of time; the others follow."
+        warnings = [*warnings, cut]
     return RerankResponse(
         id=request_id,
         model=answer.identity.bundle_id,
         policy_version=answer.identity.policy_version,
         results=results,
-        meta=RerankMeta(api_version={"version": version}, warnings=wanted.warnings or None),
+        meta=RerankMeta(api_version={"version": version}, warnings=warnings or None),
     )
 
 

@@ -115,14 +115,15 @@ class Running:
         if was.candidate is None and was.previous is not None:
             return f"nothing to promote: {was.live} is live, {was.previous} the previous one"
         now = steps.shared(was, 1.0)
-        assert now.candidate is not None
-        self._require_running(now.candidate)
+        candidate = now.candidate
+        assert candidate is not None
+        self._require_running(candidate)
         if now != was:
             now = self._turn(was, now)
         # An autoscaled candidate grows with what it is given; meanwhile what is too much falls back to the old one.
         want = self._num_replicas(now.live)
-        _until(lambda: self._num_replicas(str(now.candidate)) >= want, self.wait_s)
-        have = self._num_replicas(now.candidate)
+        _until(lambda: self._num_replicas(candidate) >= want, self.wait_s)
+        have = self._num_replicas(candidate)
         now = self._turn(now, steps.promoted(now))
         return f"{now.live} is live with {have} replicas, {now.previous} had {want}; `rollback` returns to it at once"
 

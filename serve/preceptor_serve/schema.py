@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Final
+from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, PositiveFloat, PositiveInt, Tag, TypeAdapter
 
 from preceptor.contracts import NUM_GRADES
 from preceptor.errors import InputError
 from preceptor_serve.blending import BlendBounds
+from preceptor_serve.depth import DepthOptions
 
 REQUEST_ID_PATTERN: Final = r"^[A-Za-z0-9._:\-]{1,128}$"
 MAX_DEADLINE_MS: Final = 600_000
@@ -23,7 +24,8 @@ class Limits:
     """How much one request may ask for. Lengths are in characters, the body in bytes.
 
     `max_documents` bounds each part of a batch and `max_batch_documents` all of them together. `blend` bounds what a
-    request may put in the place of the bundle's own blend.
+    request may put in the place of the bundle's own blend. While more than `max_wait_s` of work waits, none is taken.
+    `depth`, where there is one, lets overload cut requests to their first documents.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -36,7 +38,9 @@ class Limits:
     max_batch_requests: PositiveInt = 16
     max_batch_documents: PositiveInt = 1000
     body_timeout_s: PositiveFloat = 10.0
+    max_wait_s: PositiveFloat = 30.0
     blend: BlendBounds = field(default_factory=BlendBounds)
+    depth: DepthOptions | None = None
 
 
 class Refusal(InputError):
@@ -80,6 +84,7 @@ class BlendWeights(BaseModel):
 
 RequestId = Annotated[str, Field(pattern=REQUEST_ID_PATTERN)]
 DeadlineMs = Annotated[int, Field(ge=1, le=MAX_DEADLINE_MS)]
+MinDocuments = Annotated[int, Field(ge=1)]
 
 
 def _kind(value: object) -> str | None:
@@ -99,7 +104,11 @@ _ITEM_EXAMPLE: Final[dict[str, Any]] = {
 
 
 class ScoreItem(BaseModel):
-    """One query of one member, and the documents to score for it. Without `blend` the bundle's own one ranks."""
+    """One query of one member, and the documents to score for it, the likeliest first.
+
+    Without `blend` the bundle's own one ranks. With `min_documents` no more than so many, the first ones, have to be
+    scored where the deadline or the scorer's load leaves no time for all; as many as there are forbids any cut.
+    """
 
     model_config = _STRICT | ConfigDict(json_schema_extra={"example": _ITEM_EXAMPLE})
 
@@ -109,6 +118,7 @@ class ScoreItem(BaseModel):
         Annotated[Annotated[Text, Tag("str")] | Annotated[Document, Tag("object")], Discriminator(_kind)]
     ] = Field(min_length=1)
     blend: BlendWeights | None = None
+    min_documents: MinDocuments | None = None
 
     @property
     def texts(self) -> list[str]:
@@ -184,13 +194,33 @@ class DocumentResult(BaseModel):
     actions: dict[str, float]
 
 
+class UnscoredResult(BaseModel):
+    """A document that was left out for want of time: nothing is known of it."""
+
+    index: int
+    id: str | None
+    scored: Literal[False] = False
+
+
+class Depth(BaseModel):
+    """Of the documents that were asked for, so many were scored: the first ones."""
+
+    asked: int
+    scored: int
+
+
 class ScoreAnswer(BaseModel):
-    """One result for each document, in the request's order. `blend` is what ranked; null where a bundle says none."""
+    """One result for each document, in the request's order. `blend` is what ranked; null where a bundle says none.
+
+    `depth` is null where every document was scored. Where not, those that were left out come last, with
+    ``"scored": false`` in the place of scores.
+    """
 
     bundle_id: str
     policy_version: str
     blend: BlendWeights | None
-    results: list[DocumentResult]
+    depth: Depth | None = None
+    results: list[DocumentResult | UnscoredResult]
 
 
 class ScoreResponse(ScoreAnswer):

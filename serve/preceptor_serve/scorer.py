@@ -264,8 +264,11 @@ class BatchingScorer:
     async def score(self, query: str, profile: str, documents: Sequence[str]) -> Answer:
         """The scores of `documents`, unchecked."""
         scores = await asyncio.wrap_future(self._engine.submit(query, profile, documents))
-        standing = Standing(name=self._name, counts=self._engine.counts(), load=self._engine.load())
-        return Answer(identity=await self.identity(), scores=scores, standing=standing)
+        return Answer(identity=await self.identity(), scores=scores, standing=self.standing())
+
+    def standing(self) -> Standing:
+        """How the engine stands now."""
+        return Standing(name=self._name, counts=self._engine.counts(), load=self._engine.load())
 
     async def identity(self) -> Identity:
         return identity_of(self._engine)

@@ -183,11 +183,11 @@ class RolloutSeries(Collector):
                 family.add_metric((value, self._replica), count)
             yield family
         routing = self.routing
-        for name, text, value in (
+        for name, text, level in (
             ("canary_share", "Share of members whom the candidate answers.", routing.share if routing else 0),
             ("shadow_share", "Share of requests that it scores besides.", routing.shadow if routing else 0),
             ("rollout_revision", "The rollout's state that this edge follows.", routing.revision if routing else 0),
         ):
             gauge = GaugeMetricFamily(f"preceptor_{name}", text, labels=("replica",))
-            gauge.add_metric((self._replica,), value)
+            gauge.add_metric((self._replica,), level)
             yield gauge

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import itertools
 import re
+import threading
+import time
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -15,6 +18,7 @@ import pytest
 from preceptor.bundle import TOLERANCE, Bundle, load_bundle
 from preceptor.errors import InputError
 from preceptor.running import free_port
+from preceptor_serve.engine.options import EngineOptions
 from preceptor_serve.keys import add_key
 
 pytestmark = pytest.mark.e2e
@@ -245,3 +249,78 @@ def test_a_port_in_use_is_refused_by_name(session: httpx.Client, tiny_bundle: Pa
     with pytest.raises(InputError, match=str(session.base_url.port)):
         run_app(tiny_bundle, port=session.base_url.port or 0, block=False)
     assert session.get("/readyz").status_code == 200
+
+
+class Callers:
+    """Threads that each send the next request, of texts never sent before, as soon as they have an answer."""
+
+    def __init__(self, session: httpx.Client, path: str) -> None:
+        self._session = session
+        self._path = path
+        self._numbers = itertools.count()
+        self._wanted = 0
+        self._threads: list[threading.Thread] = []
+        self.statuses: list[int] = []
+
+    def keep(self, num: int) -> None:
+        """`num` of them call from now on."""
+        self._wanted = num
+        for number in range(len(self._threads), num):
+            self._threads.append(threading.Thread(target=self._call, args=(number,)))
+            self._threads[-1].start()
+
+    def end(self) -> None:
+        self.keep(0)
+        for thread in self._threads:
+            thread.join()
+
+    def _call(self, number: int) -> None:
+        while number < self._wanted:
+            documents = [f"Posting {next(self._numbers)} of a ward." for _ in range(40)]
+            response = self._session.post(self._path, **body(documents=documents))
+            self.statuses.append(response.status_code)
+
+
+def test_replicas_come_with_waiting_tokens_and_go_again_without_a_lost_request(
+    session: httpx.Client, tiny_bundle: Path
+) -> None:
+    from ray import serve
+
+    from preceptor_serve.app import AppArgs, build
+
+    args = AppArgs(
+        bundle=str(tiny_bundle),
+        engine=EngineOptions(threads=1),
+        num_cpus=0.5,
+        target_wait_s=0.001,
+        max_busy=1.0,
+        report_s=0.3,
+        look_back_s=1.0,
+        upscale_delay_s=0.0,
+        downscale_delay_s=0.0,
+    )
+    serve.run(build(args), name="scaled", route_prefix="/scaled", logging_config={"enable_access_log": False})
+
+    def reaches(num_replicas: int) -> None:
+        end_s = time.monotonic() + 60
+        while time.monotonic() < end_s:
+            states = serve.status().applications["scaled"].deployments["Scorer"].replica_states
+            if {str(state): num for state, num in states.items()} == {"RUNNING": num_replicas}:
+                return
+            time.sleep(0.1)
+        raise AssertionError(f"not {num_replicas} replicas within 60 s but {states}")
+
+    callers = Callers(session, "/scaled/v1/score")
+    try:
+        reaches(1)
+        callers.keep(8)
+        reaches(2)
+        # One caller keeps one replica busy, however long its requests.
+        callers.keep(1)
+        reaches(1)
+        before = len(callers.statuses)
+    finally:
+        callers.end()
+        serve.delete("scaled")
+    assert len(callers.statuses) >= before > 20
+    assert set(callers.statuses) == {200}

@@ -25,7 +25,8 @@ from preceptor_serve.scorer import Answer, AsyncScorer, Broken, Identity, Overlo
 from preceptor_serve.served_log import LogOptions
 from tests.unit.serving import GOOD, SECRET
 
-SERVE_YAML = Path(__file__).resolve().parents[2] / "serve" / "serve.yaml"
+REPOSITORY = Path(__file__).resolve().parents[2]
+SERVE_YAML, GPU_YAML = (REPOSITORY / "serve" / name for name in ("serve.yaml", "serve-gpu.yaml"))
 
 # The application around it
 
@@ -33,7 +34,7 @@ SERVE_YAML = Path(__file__).resolve().parents[2] / "serve" / "serve.yaml"
 def test_serve_yaml_is_valid_and_fits_the_application():
     from ray.serve.schema import ServeDeploySchema
 
-    from preceptor_serve.app import AppArgs, build
+    from preceptor_serve.app import AppArgs, autoscaling_of, build
 
     config = ServeDeploySchema.model_validate(yaml.safe_load(SERVE_YAML.read_text()))
     (application,) = config.applications
@@ -48,8 +49,37 @@ def test_serve_yaml_is_valid_and_fits_the_application():
     scorer = next(deployment for deployment in application.deployments if deployment.name == "Scorer")
     assert {deployment.name for deployment in application.deployments} == {"Edge", "Scorer"}
     assert isinstance(scorer.autoscaling_config, dict)
-    assert scorer.autoscaling_config["max_replicas"] >= 2
+    assert scorer.autoscaling_config == autoscaling_of(args)
     assert scorer.max_queued_requests >= 0
+    assert all(found.graceful_shutdown_timeout_s > args.timeout_s for found in application.deployments)
+
+
+def test_the_gpu_settings_fit_the_application_and_the_cluster():
+    from ray.serve.config import AutoscalingConfig
+    from ray.serve.schema import ServeDeploySchema
+
+    from preceptor_serve.app import AppArgs, build
+
+    config = ServeDeploySchema.model_validate(yaml.safe_load(GPU_YAML.read_text()))
+    (application,) = config.applications
+    require_guarded(config.http_options.host, keys=application.args["keys_file"], guard="keys")
+    args = AppArgs.model_validate(application.args)
+    assert args.engine.precision != "int8", "the GPU's engine has none"
+    build(args)
+    edge, scorer = application.deployments
+    assert (edge.name, scorer.name) == ("Edge", "Scorer")
+    assert all(found.graceful_shutdown_timeout_s > args.timeout_s for found in (edge, scorer))
+    scaling = AutoscalingConfig(**scorer.autoscaling_config)
+    assert scaling.policy.policy_function == "preceptor_serve.autoscale:QueuedTokens"
+    assert scaling.target_ongoing_requests <= scorer.max_ongoing_requests
+    cluster = yaml.safe_load((REPOSITORY / "cluster.yaml").read_text())["available_node_types"]["gpu-serve"]
+    for found in (edge, scorer):
+        assert found.ray_actor_options.label_selector == cluster["labels"]
+    wanted = scorer.ray_actor_options
+    assert scaling.max_replicas * wanted.num_gpus == cluster["max_workers"] * cluster["resources"]["GPU"]
+    a_node = wanted.num_cpus + edge.max_replicas_per_node * edge.ray_actor_options.num_cpus
+    assert a_node <= cluster["resources"]["CPU"], "a replica and an Edge fit one node"
+    assert edge.num_replicas <= scaling.min_replicas
 
 
 def test_an_update_starts_new_replicas_before_it_ends_old_ones():
@@ -77,6 +107,11 @@ def test_an_update_starts_new_replicas_before_it_ends_old_ones():
         {"bundle": "b", "keys": "f"},
         {"bundle": "b", "min_replicas": 3, "max_replicas": 2},
         {"bundle": "b", "target_ongoing_requests": 9, "max_ongoing_requests": 8},
+        {"bundle": "b", "max_busy": 1.5},
+        {"bundle": "b", "limits": {"max_wait_s": 0}},
+        {"bundle": "b", "limits": {"depth": {"over_wait_s": 2}}},
+        {"bundle": "b", "limits": {"depth": {"over_wait_s": 2, "least_documents": 50, "least": 1}}},
+        {"bundle": "b", "look_back_s": 5, "report_s": 5},
     ],
 )
 def test_arguments_that_cannot_work_are_refused(args):
