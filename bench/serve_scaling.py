@@ -180,13 +180,16 @@ def _share_of_a_core(share: float) -> Any:
     class Replica(ScorerReplica):
         def __init__(self, bundle: str, options: EngineOptions, *rest: Any) -> None:
             import preceptor_serve.engine.engine as engine
+            from preceptor_serve.engine.forward import Forwarded
+            from preceptor_serve.engine.packing import Packed
+            from preceptor_serve.engine.student import Student
 
             forward = engine.forward
 
-            def rested(*inputs: Any) -> Any:
+            def rested(student: Student, packed: Packed) -> Forwarded:
                 # Of this thread alone: with one thread nobody else computes the pass.
                 started_s, cpu_s = time.monotonic(), time.thread_time()
-                done = forward(*inputs)
+                done = forward(student, packed)
                 time.sleep(max(0.0, started_s + (time.thread_time() - cpu_s) / share - time.monotonic()))
                 return done
 

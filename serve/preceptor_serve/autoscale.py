@@ -60,8 +60,8 @@ class QueuedTokens:
 
     def __call__(self, context: AutoscalingContext) -> tuple[float, dict[str, Any]]:
         """The replicas wanted, before Serve applies its delays and bounds, and no state."""
-        seen = seen_in(context)
-        return replicas_wanted(seen, self, target_requests=context.config.target_ongoing_requests), {}
+        config: Any = context.config  # Serve's own context always has one
+        return replicas_wanted(seen_in(context), self, target_requests=config.target_ongoing_requests), {}
 
 
 def seen_in(context: AutoscalingContext) -> Seen:

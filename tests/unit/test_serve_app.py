@@ -66,10 +66,12 @@ def test_the_gpu_settings_fit_the_application_and_the_cluster():
     args = AppArgs.model_validate(application.args)
     assert args.engine.precision != "int8", "the GPU's engine has none"
     build(args)
+    edge: Any
+    scorer: Any
     edge, scorer = application.deployments
     assert (edge.name, scorer.name) == ("Edge", "Scorer")
     assert all(found.graceful_shutdown_timeout_s > args.timeout_s for found in (edge, scorer))
-    scaling = AutoscalingConfig(**scorer.autoscaling_config)
+    scaling: Any = AutoscalingConfig(**scorer.autoscaling_config)
     assert scaling.policy.policy_function == "preceptor_serve.autoscale:QueuedTokens"
     assert scaling.target_ongoing_requests <= scorer.max_ongoing_requests
     cluster = yaml.safe_load((REPOSITORY / "cluster.yaml").read_text())["available_node_types"]["gpu-serve"]
@@ -90,7 +92,7 @@ def test_an_update_starts_new_replicas_before_it_ends_old_ones():
     assert declared == {"Edge": 100, "Scorer": 100}
     scorers = scorers_of(AppArgs(bundle="b", num_cpus=3, min_replicas=2))
     assert EDGE._deployment_config.max_surge_percent == scorers._deployment_config.max_surge_percent == 100
-    assert scorers.name == "Scorer" and scorers.ray_actor_options["num_cpus"] == 3
+    assert scorers.name == "Scorer" and (scorers.ray_actor_options or {})["num_cpus"] == 3
 
 
 @pytest.mark.parametrize(
