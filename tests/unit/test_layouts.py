@@ -9,15 +9,17 @@ from __future__ import annotations
 import random
 from copy import deepcopy
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
+from transformers import BertConfig, BertLMHeadModel
 
 from preceptor.contracts import NUM_GRADES, OVERALL
-from preceptor.errors import RecipeError
+from preceptor.errors import InputError, RecipeError
 from preceptor.ranker import fit
 from preceptor.ranker.backbones import resolve_backbone
 from preceptor.ranker.batches import encode, lay_out, num_tokens, pack
@@ -188,3 +190,13 @@ def test_fields_that_change_nothing_learnt_leave_a_fingerprint_alone() -> None:
 def test_choices_that_there_are_not_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         replace(TRAIN, **change)
+
+
+def test_a_backbone_that_cannot_share_a_prefix_is_refused_in_words(made: tuple[Ranker, Any], tmp_path: Path) -> None:
+    config = BertConfig(
+        vocab_size=len(made[1]), hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8
+    )
+    BertLMHeadModel(config).save_pretrained(tmp_path)
+    made[1].save_pretrained(tmp_path)
+    with pytest.raises(InputError, match=r"a bert model cannot share a prefix .* like llama, qwen2, qwen3, mistral"):
+        init_ranker(LIMITS, str(tmp_path), HEADS)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import re
-import shlex
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
@@ -14,7 +11,6 @@ from preceptor.cli import main
 from preceptor.errors import RecipeError
 from preceptor.training_memory import SHAPES, Cluster, Shape
 
-PAGE = Path(__file__).parents[2] / "docs" / "scale.md"
 TINY = Shape(name="tiny", num_layers=3, hidden=8, inner=16, query_size=12, key_size=4, vocabulary=50)
 
 
@@ -72,13 +68,3 @@ def test_a_cluster_that_cannot_be_is_refused() -> None:
 def test_the_command_needs_something_to_plan(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "tiny"]) == 2
     assert "add --pairs N for labelling, or --training" in capsys.readouterr().err
-
-
-def test_the_pages_tables_are_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
-    sections = re.findall(
-        r"```\npreceptor (plan \S+ --training[^\n]*)\n```\n\n(\|.+?\.)\n\n", PAGE.read_text(), re.DOTALL
-    )
-    assert len(sections) == 2
-    for command, table in sections:
-        assert main(shlex.split(command)) == 0
-        assert " ".join(capsys.readouterr().out.split()) == " ".join(table.split())

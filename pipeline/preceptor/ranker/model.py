@@ -133,6 +133,11 @@ def init_ranker(config: BackboneConfig, backbone: str, heads: Sequence[Head]) ->
 
     tokenizer = AutoTokenizer.from_pretrained(backbone)
     language_model = AutoModelForCausalLM.from_pretrained(backbone, dtype=torch.float32)
+    if not hasattr(getattr(language_model, "model", None), "layers"):
+        raise InputError(
+            f"{backbone}: a {language_model.config.model_type} model cannot share a prefix among documents, which "
+            f"takes a decoder. Choose a backbone built like {', '.join(last_layer.KNOWN)}."
+        )
     rows_VH = language_model.get_output_embeddings().weight.detach()
     classifier = _classifier(language_model.config, heads, tokenizer, config)
     classifier.model.load_state_dict(language_model.model.state_dict())
