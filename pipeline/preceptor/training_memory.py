@@ -1,8 +1,7 @@
 """What training a model takes of each GPU's memory, on paper: shards, gathered layers, activations.
 
-`preceptor plan RECIPE --training` prints it and docs/scale.md explains it. Bytes a parameter and activations were
-measured on a CPU at two depths (bench/fit_memory.py); what a GPU holds of gathered layers follows from how FSDP2 works.
-Nothing here was measured on a GPU.
+`preceptor plan RECIPE --training` prints it and docs/scale.md explains it. The constants are counted from what the loop
+and its layers do; bench/fit_memory.py measures them on a CPU. Nothing here was measured on a GPU.
 """
 
 from __future__ import annotations
@@ -14,16 +13,18 @@ from typing import Final, Literal
 from preceptor.errors import RecipeError
 
 STATE_BYTES: Final = 16
-"""Measured: float32 weight 4, gradient 4, AdamW's two moments 8, for a trained parameter; all are sharded."""
+"""Counted: float32 weight 4, gradient 4, AdamW's two moments 8, for a trained parameter; all are sharded."""
 FROZEN_BYTES: Final = 2
-"""Measured: a frozen parameter in bfloat16; each GPU holds all of them."""
+"""Counted: a frozen parameter in bfloat16; each GPU holds all of them."""
 GATHERED_BYTES: Final = 10
 """Design, a parameter of one layer: two layers' weights gathered (this and the next) 2 x 2, and one's gradient on its
 way to the shards, 2 in bfloat16 and 4 in float32, which it is added up in."""
-KEPT_BYTES: Final = 70
-"""Measured: bytes that a layer keeps of a token for the backward pass, over the hidden size (bench/fit_memory.py)."""
+KEPT_BYTES: Final = 50
+"""Counted: bytes that a layer keeps of a token for the backward pass, over the hidden size, in SmolLM2's shape: norms
+16, queries, keys and values 3, attention's weights over 256 tokens 8, its output 2, the MLP 21. Attention that keeps no
+weights, as GPUs have it, takes less; a layer with as many key heads as query heads more."""
 INPUT_BYTES: Final = 2
-"""Measured: the same with recomputed activations: what went into the layer, in bfloat16."""
+"""Counted: the same with recomputed activations: what went into the layer, in bfloat16."""
 RESERVE: Final = 0.1
 """Assumption: the share of a GPU's memory that its context, kernels and fragmentation take."""
 
