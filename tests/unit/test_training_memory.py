@@ -11,7 +11,7 @@ from preceptor.cli import main
 from preceptor.errors import RecipeError
 from preceptor.training_memory import SHAPES, Cluster, Shape
 
-TINY = Shape(name="tiny", num_layers=3, hidden=8, inner=16, query_size=12, key_size=4, vocabulary=50)
+TINY = Shape(name="tiny", num_layers=3, hidden=8, inner=16, query_size=12, key_size=6, vocabulary=50)
 
 
 def test_a_shape_has_the_parameters_that_transformers_gives_it() -> None:
@@ -21,9 +21,9 @@ def test_a_shape_has_the_parameters_that_transformers_gives_it() -> None:
         hidden_size=8,
         intermediate_size=16,
         num_hidden_layers=3,
-        num_attention_heads=3,
+        num_attention_heads=2,
         num_key_value_heads=1,
-        head_dim=4,
+        head_dim=6,
         vocab_size=50,
     )
     model = LlamaModel(config)

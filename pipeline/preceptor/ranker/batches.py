@@ -40,17 +40,17 @@ class EncodedRequest:
         """Tokens it takes in a packed batch."""
         return len(self.prefix) + sum(map(len, self.documents))
 
+    @property
+    def num_padded_tokens(self) -> int:
+        """Tokens it takes as a row for each pair, padded to its longest document."""
+        return len(self.documents) * (len(self.prefix) + max(map(len, self.documents), default=0))
+
 
 def encode(request: Request, tokenizer: Any, limits: BackboneConfig) -> EncodedRequest:
     """`request` as token ids, cut to the limits."""
     prefix = prefix_token_ids(tokenizer, request.query, request.profile, max_prefix_tokens=limits.max_prefix_tokens)
     documents = document_token_ids(tokenizer, request.documents, max_document_tokens=limits.max_document_tokens)
     return EncodedRequest(prefix=tuple(prefix), documents=tuple(map(tuple, documents)))
-
-    @property
-    def num_padded_tokens(self) -> int:
-        """Tokens it takes as a row for each pair, padded to its longest document."""
-        return len(self.documents) * (len(self.prefix) + max(map(len, self.documents), default=0))
 
 
 def num_tokens(request: EncodedRequest, layout: BatchLayout) -> int:
