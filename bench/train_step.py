@@ -17,16 +17,15 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn.functional import scaled_dot_product_attention
+from torch import Tensor
 
 from preceptor.contracts import OVERALL
 from preceptor.ranker import attention
 from preceptor.ranker.backbones import resolve_backbone
-from preceptor.ranker.examples import draw_documents, groups_of_step, load_groups, normalisers_of
-from preceptor.ranker.fit import accumulate_step, freeze_embeddings, make_optimizer, shard
+from preceptor.ranker.examples import draw_documents, groups_of_step, load_groups
+from preceptor.ranker.fit import make_trainee, train_step
 from preceptor.ranker.losses import Objective
-from preceptor.ranker.model import grade_heads, init_ranker, load_ranker
+from preceptor.ranker.model import grade_heads, init_ranker
 from preceptor.recipe import TrainConfig
 from preceptor.recipes import demo
 
@@ -74,13 +73,9 @@ def _worker(
     """One worker's steps; the first writes the mean seconds of the timed ones."""
     world = config.num_workers
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=world)
-    torch.set_num_threads(max(torch.get_num_threads() // world, 1))
     if fused:
-        attention._attend = _fused
-    ranker, tokenizer = load_ranker(folder / "initial")
-    freeze_embeddings(ranker, config)
-    ranker = shard(ranker, config).train()
-    optimizer = make_optimizer(ranker, config)
+        attention.trains_on_cpu = _never
+    trainee = make_trainee(folder / "initial", config, rank=rank, world=world)
     groups = load_groups(training / "pairs", training / "examples")
     started_s = 0.0
     for step in range(WARM_UP + num_steps):
@@ -88,26 +83,14 @@ def _worker(
             dist.barrier()
             started_s = time.monotonic()
         chosen = [draw_documents(groups[i], step, config) for i in groups_of_step(len(groups), step, config)]
-        accumulate_step(
-            ranker,
-            ranker.heads,
-            chosen[rank::world],
-            tokenizer,
-            ranker.limits,
-            Objective(grade=1.0, action=0.0, listwise=2.0),
-            normalisers_of(chosen, ranker.heads),
-            scale=float(world),
-        )
-        nn.utils.clip_grad_norm_([p for p in ranker.parameters() if p.requires_grad], config.max_grad_norm)
-        optimizer.step()
-        optimizer.zero_grad()
+        train_step(trainee, chosen, step, Objective(grade=1.0, action=0.0, listwise=2.0))
     if rank == 0:
         (folder / "seconds.json").write_text(json.dumps((time.monotonic() - started_s) / num_steps))
     dist.destroy_process_group()
 
 
-def _fused(query: Tensor, key: Tensor, value: Tensor, *, visible: Tensor, scale: float) -> Tensor:
-    return scaled_dot_product_attention(query, key, value, attn_mask=visible, scale=scale)
+def _never(states: Tensor) -> bool:
+    return False
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Final
 
+from preceptor.errors import RecipeError
+from preceptor.recipe import Recipe
 from preceptor.recipes import find_recipe
 
 
@@ -62,7 +64,7 @@ def add_plan(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("recipe", help="a shipped recipe's name, or FILE.py:function")
     parser.add_argument("--policy", type=Path, help="a policy directory in place of the recipe's")
     parser.add_argument(
-        "--pairs", type=_whole, nargs="+", required=True, metavar="N", help="pool sizes, such as 1e6 1e9: a column each"
+        "--pairs", type=_whole, nargs="+", metavar="N", help="pool sizes, such as 1e6 1e9: a column each"
     )
     parser.add_argument(
         "--labeller",
@@ -73,6 +75,12 @@ def add_plan(parser: argparse.ArgumentParser) -> None:
         added = parser.add_argument_group(group)
         for name, (kind, about) in options.items():
             added.add_argument(f"--{name}", type=kind, metavar="X", dest=_FIELDS.get(name), help=about)
+    training = parser.add_argument_group("memory of training, instead of labelling")
+    training.add_argument("--training", action="store_true", help="print what training models of 0.6B to 7B takes")
+    training.add_argument("--gpus", type=_whole, default=8, metavar="X", help="GPUs a run is sharded over (8)")
+    training.add_argument("--gpu-gb", type=float, default=80.0, metavar="X", help="memory of each (80)")
+    training.add_argument("--pass-tokens", type=_whole, metavar="X", help="tokens of a pass (the recipe's)")
+    training.add_argument("--activations", choices=("kept", "recomputed"), help="(the recipe's)")
     parser.set_defaults(run=_plan)
 
 
@@ -81,6 +89,10 @@ def _plan(arguments: argparse.Namespace) -> int:
     from preceptor.capacity_table import render
 
     recipe = find_recipe(arguments.recipe)
+    if arguments.training:
+        return _plan_training(recipe, arguments)
+    if not arguments.pairs:
+        raise RecipeError("nothing to plan: add --pairs N for labelling, or --training.")
     if arguments.policy is not None:
         recipe = replace(recipe, policy=arguments.policy)
     given = {name: value for name, value in vars(arguments).items() if value is not None}
@@ -90,4 +102,20 @@ def _plan(arguments: argparse.Namespace) -> int:
     first = replace(first, **{field.name: given[field.name] for field in fields(Sizing) if field.name in given})
     endpoint = Endpoint(**{field.name: given[field.name] for field in fields(Endpoint) if field.name in given})
     print(render([replace(first, num_pairs=num) for num in arguments.pairs], endpoint, labeller=labeller))
+    return 0
+
+
+def _plan_training(recipe: Recipe, arguments: argparse.Namespace) -> int:
+    from preceptor.training_memory import Cluster, render_training
+
+    learner = recipe.distill or recipe.relevance or recipe.engagement
+    assert learner is not None, "a recipe trains something"
+    train = learner.train
+    cluster = Cluster(
+        num_gpus=arguments.gpus,
+        gpu_bytes=arguments.gpu_gb * 1e9,
+        pass_tokens=arguments.pass_tokens or train.pass_tokens,
+        activations=arguments.activations or train.activations,
+    )
+    print(render_training(cluster))
     return 0

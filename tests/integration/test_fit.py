@@ -12,6 +12,7 @@ import psutil
 import pytest
 
 from preceptor.contracts import EXAMPLES, NUM_GRADES, OVERALL, PAIRS, make_pair, rows_to_table, write_table
+from preceptor.errors import StageFailed
 from preceptor.ranker.backbones import resolve_backbone
 from preceptor.ranker.fit import MICRO_BATCH_TOKENS, FitJob, FitResult, fit
 from preceptor.ranker.losses import Objective
@@ -132,6 +133,28 @@ def train_workers() -> list[psutil.Process]:
             if any("TrainWorker" in part for part in child.cmdline()):
                 found.append(child)
     return found
+
+
+def test_a_run_that_ended_goes_on_with_fewer_workers_where_it_was(
+    job: FitJob, undisturbed: FitResult, tmp_path: Path
+) -> None:
+    killer = Killer(out=tmp_path)
+    thread = threading.Thread(target=killer.watch)
+    thread.start()
+    try:
+        with pytest.raises(StageFailed, match="failed more than 0 times"):
+            fit(replace(job, out=tmp_path, config=replace(CONFIG, max_failures=0)), name="fewer")
+    finally:
+        killer.stop.set()
+        thread.join()
+    reached = (tmp_path / "losses.jsonl").read_text().count("\n")
+    assert CHECKPOINT_EVERY <= reached < NUM_STEPS
+    # Elastic, so that Ray Train decides how many of at most one there are; shards of two become one's.
+    config = replace(CONFIG, num_workers=1, min_workers=1, activations="recomputed")
+    result = fit(replace(job, out=tmp_path, config=config), name="fewer")
+    assert curve(result, "step") == list(range(1, NUM_STEPS + 1))
+    assert curve(result, "loss") == pytest.approx(curve(undisturbed, "loss"), abs=1e-4)
+    assert result.losses[:CHECKPOINT_EVERY] == undisturbed.losses[:CHECKPOINT_EVERY]
 
 
 def test_a_killed_worker_costs_the_steps_since_the_last_checkpoint_and_changes_no_byte(

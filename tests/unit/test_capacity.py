@@ -304,7 +304,7 @@ def test_the_help_says_what_to_replace(help_needs: str, capsys: pytest.CaptureFi
 
 def test_the_pages_tables_are_the_commands(capsys: pytest.CaptureFixture[str]) -> None:
     sections = re.findall(r"```\npreceptor (plan [^\n]+)\n```\n\n(\|.+?\.)\n\n", SCALE_PAGE.read_text(), re.DOTALL)
-    assert len(sections) == 3
+    assert len(sections) == 5
     for command, table in sections:
         assert main(shlex.split(command)) == 0
         shown = capsys.readouterr().out

@@ -1,4 +1,7 @@
-"""Requests as packed batches: the prefix once, its documents after it, nothing computed twice and no padding."""
+"""Requests as packed batches: the prefix once, its documents after it, nothing computed twice and no padding.
+
+The other layout, a padded row for each pair, is what most trainers do; both say the same of every document.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from preceptor.ranker.attention import make_layout
+from preceptor.ranker.attention import PaddedRows, make_layout
 from preceptor.ranker.model import PackedBatch
 from preceptor.ranker.text import document_token_ids, prefix_token_ids
 from preceptor.recipe import BackboneConfig
+from preceptor.recipe.compute import BatchLayout
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,12 +40,42 @@ class EncodedRequest:
         """Tokens it takes in a packed batch."""
         return len(self.prefix) + sum(map(len, self.documents))
 
+    @property
+    def num_padded_tokens(self) -> int:
+        """Tokens it takes as a row for each pair, padded to its longest document."""
+        return len(self.documents) * (len(self.prefix) + max(map(len, self.documents), default=0))
+
 
 def encode(request: Request, tokenizer: Any, limits: BackboneConfig) -> EncodedRequest:
     """`request` as token ids, cut to the limits."""
     prefix = prefix_token_ids(tokenizer, request.query, request.profile, max_prefix_tokens=limits.max_prefix_tokens)
     documents = document_token_ids(tokenizer, request.documents, max_document_tokens=limits.max_document_tokens)
     return EncodedRequest(prefix=tuple(prefix), documents=tuple(map(tuple, documents)))
+
+
+def num_tokens(request: EncodedRequest, layout: BatchLayout) -> int:
+    """Tokens the request takes in a batch of that layout, by itself."""
+    return request.num_tokens if layout == "shared" else request.num_padded_tokens
+
+
+def lay_out(requests: Sequence[EncodedRequest], layout: BatchLayout) -> PackedBatch:
+    """The requests as one batch in the layout of that name; documents keep their order."""
+    return pack(requests) if layout == "shared" else pad(requests)
+
+
+def pad(requests: Sequence[EncodedRequest]) -> PackedBatch:
+    """The requests as one row for each pair, its prefix repeated, padded to the longest; documents keep their order."""
+    rows = [request.prefix + document for request in requests for document in request.documents]
+    longest = max(map(len, rows))
+    tokens_NS = torch.zeros(len(rows), longest, dtype=torch.long)
+    for number, row in enumerate(rows):
+        tokens_NS[number, : len(row)] = torch.tensor(row)
+    return PackedBatch(
+        tokens_T=tokens_NS.flatten(),
+        positions_T=torch.arange(longest).repeat(len(rows)),
+        ends_N=torch.tensor([number * longest + len(row) - 1 for number, row in enumerate(rows)]),
+        layout=PaddedRows(num_rows=len(rows), length=longest),
+    )
 
 
 def pack(requests: Sequence[EncodedRequest]) -> PackedBatch:

@@ -7,6 +7,7 @@ step sees exactly what it would have seen.
 from __future__ import annotations
 
 import random
+from array import array
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -78,10 +79,11 @@ def groups_of_step(num_groups: int, step: int, config: TrainConfig) -> list[int]
 
 
 @lru_cache(maxsize=2)
-def _order(num_groups: int, seed: int, epoch: int) -> tuple[int, ...]:
-    order = list(range(num_groups))
+def _order(num_groups: int, seed: int, epoch: int) -> array[int]:
+    # Eight bytes a group: 80 MB for ten million.
+    order = array("q", range(num_groups))
     random.Random(f"{seed}/order/{epoch}").shuffle(order)
-    return tuple(order)
+    return order
 
 
 def draw_documents(group: Group, step: int, config: TrainConfig) -> Group:

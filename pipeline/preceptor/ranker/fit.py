@@ -1,8 +1,8 @@
 """The one training loop: Ray Train workers, FSDP2 shards, exact resume.
 
-Every worker reads the same groups; which of them a step uses is a function of (seed, step), and worker r takes every
-W-th. A checkpoint holds the sharded model, the optimiser and the step, so a run that lost a worker, or was started
-again, goes on at the exact step and data position.
+Groups lie in files that every worker reads from; which of them a step uses is a function of (seed, step), and worker r
+takes every W-th. A checkpoint holds the sharded model, the optimiser and the step, so a run that lost a worker, or was
+started again, goes on at the exact step and data position.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -23,24 +22,28 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
 from preceptor.errors import StageFailed
-from preceptor.ranker.batches import encode, pack
+from preceptor.ranker.batches import encode, lay_out, num_tokens
+from preceptor.ranker.checkpoints import export, restore, save
 from preceptor.ranker.examples import (
     Group,
     draw_documents,
     groups_of_step,
-    load_groups,
     normalisers_of,
     to_request,
     to_targets,
 )
 from preceptor.ranker.following import following
+from preceptor.ranker.grouped import GroupFiles, write_groups
 from preceptor.ranker.losses import Normalisers, Objective, loss_terms, total_loss
-from preceptor.ranker.mixing import START, State, advanced, measured, mixed
+from preceptor.ranker.mixing import advanced, measured, mixed
 from preceptor.ranker.model import Head, Ranker, head_slices, load_ranker
+from preceptor.ranker.sharding import freeze_embeddings, make_optimizer, recompute_activations, shard
 from preceptor.recipe import FixedMixing, Mixing, TrainConfig
+from preceptor.recipe.compute import BatchLayout
 
 MICRO_BATCH_TOKENS: Final = 2048
 _LOSSES: Final = "losses.jsonl"
+_GROUPS: Final = "groups"
 _FIXED: Final = FixedMixing()
 
 
@@ -78,12 +81,13 @@ def fit(job: FitJob, *, name: str, storage: str | None = None) -> FitResult:
     started = time.monotonic()
     config = job.config
     job.out.mkdir(parents=True, exist_ok=True)
+    write_groups(job.pairs, job.examples, job.out / _GROUPS)
     trainer = TorchTrainer(
         _train_worker,
         train_loop_config={"job": job},
         torch_config=TorchConfig(backend="nccl" if config.gpus_per_worker else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=config.num_workers,
+            num_workers=(config.min_workers, config.num_workers) if config.min_workers else config.num_workers,
             use_gpu=config.gpus_per_worker > 0,
             resources_per_worker={"GPU": config.gpus_per_worker, "CPU": config.cpus_per_worker}
             if config.gpus_per_worker
@@ -105,7 +109,8 @@ def fit(job: FitJob, *, name: str, storage: str | None = None) -> FitResult:
             f"training {name}: failed more than {config.max_failures} times ({reason[:300]}). "
             f"See {job.out / 'train'}; run again to go on from the last checkpoint."
         ) from error
-    shutil.rmtree(job.out / "train", ignore_errors=True)
+    for leftover in ("train", _GROUPS):
+        shutil.rmtree(job.out / leftover, ignore_errors=True)
     return FitResult(
         model=job.out / "model", losses=_read_losses(job.out), seconds=round(time.monotonic() - started, 1)
     )
@@ -147,6 +152,8 @@ def accumulate_step(
     *,
     mixing: Mixing = _FIXED,
     scale: float = 1.0,
+    layout: BatchLayout = "shared",
+    pass_tokens: int | None = None,
     device: torch.device | None = None,
 ) -> dict[str, float]:
     """The summed loss terms of `groups`, after adding their gradients, times `scale`, to the model's.
@@ -156,28 +163,32 @@ def accumulate_step(
     Workers of one process group must call it together: each makes as many passes as the one with the most needs.
     """
     encoded = [encode(to_request(group), tokenizer, limits) for group in groups]
-    totals: dict[str, float] = {}
-    batches = list(micro_batches(groups, [item.num_tokens for item in encoded], MICRO_BATCH_TOKENS))
+    totals: dict[str, torch.Tensor] = {}
+    lengths = [num_tokens(item, layout) for item in encoded]
+    batches = list(micro_batches(groups, lengths, pass_tokens or MICRO_BATCH_TOKENS))
     place = device or torch.device("cpu")
     num_passes = _most_of_all_workers(len(batches), place)
     for number in range(num_passes):
         if isinstance(model, FSDPModule):
             model.set_requires_gradient_sync(number == num_passes - 1)
         if number >= len(batches):
-            (model(pack(encoded[:1]).to(place)).sum() * 0.0).backward()
+            (model(lay_out(encoded[:1], layout).to(place)).sum() * 0.0).backward()
             continue
         batch = batches[number]
-        packed = pack([encoded[index] for index in batch]).to(place)
+        packed = lay_out([encoded[index] for index in batch], layout).to(place)
         targets = to_targets([groups[index] for index in batch], heads).to(place)
         grade_logits, action_logits = split_logits(model(packed), heads)
         terms = loss_terms(grade_logits, action_logits, targets, objective, norm)
         loss = total_loss(terms, objective)
         wanted = measured(mixing, terms, grade_logits, action_logits)
         (loss * scale).backward()
-        values = {name: value.detach().item() for name, value in {"loss": loss, **terms}.items()}
-        for name, value in {**values, **wanted}.items():
-            totals[name] = totals.get(name, 0.0) + value
-    return totals
+        for name, value in {"loss": loss, **terms, **wanted}.items():
+            seen = (
+                value.detach().double() if isinstance(value, torch.Tensor) else torch.tensor(value).double().to(place)
+            )
+            totals[name] = totals[name] + seen if name in totals else seen
+    # Read once, because reading waits for the device.
+    return dict(zip(totals, torch.stack(list(totals.values())).tolist(), strict=True)) if totals else {}
 
 
 def _most_of_all_workers(num_batches: int, device: torch.device) -> int:
@@ -189,22 +200,6 @@ def _most_of_all_workers(num_batches: int, device: torch.device) -> int:
     return int(most)
 
 
-def make_optimizer(ranker: Ranker, config: TrainConfig) -> torch.optim.Optimizer:
-    """AdamW over the trainable parameters; score rows and embeddings learn at their own rates."""
-    rates = {"score": config.head_learning_rate, "embed_tokens": config.embedding_learning_rate}
-    groups: dict[float, list[nn.Parameter]] = {}
-    for name, weight in ranker.named_parameters():
-        if weight.requires_grad:
-            part = next((part for part in rates if part in name.split(".")), None)
-            groups.setdefault(rates[part] if part else config.learning_rate, []).append(weight)
-    return torch.optim.AdamW(
-        [{"params": weights, "lr": rate, "peak": rate} for rate, weights in groups.items()],
-        weight_decay=config.weight_decay,
-        betas=(0.9, 0.98),
-        fused=True,
-    )
-
-
 def learning_rate_share(step: int, config: TrainConfig) -> float:
     """Share of the peak learning rate at `step`: linear warm-up, then linear decay to a twentieth."""
     if step < config.warmup_steps:
@@ -213,30 +208,66 @@ def learning_rate_share(step: int, config: TrainConfig) -> float:
     return 0.05 + 0.95 * left
 
 
-def freeze_embeddings(ranker: Ranker, config: TrainConfig) -> None:
-    """Fix the embeddings where their learning rate is 0: no gradient, no optimiser state."""
-    if config.embedding_learning_rate == 0:
-        ranker.classifier.model.embed_tokens.requires_grad_(False)
+@dataclass(frozen=True, kw_only=True)
+class Trainee:
+    """What one worker trains, sharded over all, and its place among them."""
+
+    ranker: Ranker
+    tokenizer: Any
+    optimizer: torch.optim.Optimizer
+    config: TrainConfig
+    rank: int
+    world: int
+    device: torch.device
 
 
-def shard(ranker: Ranker, config: TrainConfig) -> Ranker:
-    """The ranker with each layer, and the rest, sharded over all workers (FSDP2).
+def make_trainee(initial: Path, config: TrainConfig, *, rank: int, world: int) -> Trainee:
+    """The ranker in `initial`, ready to train; torch.distributed must be up."""
+    if not config.gpus_per_worker:
+        torch.set_num_threads(max((os.cpu_count() or 1) // world, 1))
+    device = torch.device("cuda", torch.cuda.current_device()) if config.gpus_per_worker else torch.device("cpu")
+    torch.manual_seed(config.seed)
+    ranker, tokenizer = load_ranker(initial)
+    freeze_embeddings(ranker, config)
+    recompute_activations(ranker, config)
+    ranker = shard(ranker.to(device), config).train()
+    return Trainee(
+        ranker=ranker,
+        tokenizer=tokenizer,
+        optimizer=make_optimizer(ranker, config),
+        config=config,
+        rank=rank,
+        world=world,
+        device=device,
+    )
 
-    What is frozen is kept whole by every worker, in the precision it is computed in: gathering SmolLM2's embeddings
-    anew in each step cost more than a quarter of a step of 6 layers.
-    """
-    from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-    precision = getattr(torch, config.precision)
-    policy = MixedPrecisionPolicy(param_dtype=precision, reduce_dtype=torch.float32)
-    frozen = {weight for weight in ranker.parameters() if not weight.requires_grad}
-    for weight in frozen:
-        weight.data = weight.data.to(precision)
-    # Gathered parameters stay until the step ends: one gather a step, at the cost of a copy in the low precision.
-    for layer in ranker.classifier.model.layers:
-        fully_shard(layer, mp_policy=policy, reshard_after_forward=config.gpus_per_worker > 0)
-    fully_shard(ranker, mp_policy=policy, reshard_after_forward=config.gpus_per_worker > 0, ignored_params=frozen)
-    return ranker
+def train_step(
+    trainee: Trainee, chosen: Sequence[Group], step: int, objective: Objective, mixing: Mixing = _FIXED
+) -> dict[str, float]:
+    """The loss terms of all workers together, after one update from the groups of the whole step."""
+    config, ranker = trainee.config, trainee.ranker
+    # FSDP averages gradients over workers; the loss is a sum over them, hence the scale.
+    terms = accumulate_step(
+        ranker,
+        ranker.heads,
+        chosen[trainee.rank :: trainee.world],
+        trainee.tokenizer,
+        ranker.limits,
+        objective,
+        normalisers_of(chosen, ranker.heads),
+        mixing=mixing,
+        scale=float(trainee.world),
+        layout=config.layout,
+        pass_tokens=config.pass_tokens,
+        device=trainee.device,
+    )
+    for group in trainee.optimizer.param_groups:
+        group["lr"] = group["peak"] * learning_rate_share(step, config)
+    nn.utils.clip_grad_norm_([p for p in ranker.parameters() if p.requires_grad], config.max_grad_norm)
+    trainee.optimizer.step()
+    trainee.optimizer.zero_grad()
+    return _summed(terms, trainee.device)
 
 
 def _train_worker(payload: Mapping[str, FitJob]) -> None:
@@ -244,109 +275,27 @@ def _train_worker(payload: Mapping[str, FitJob]) -> None:
 
     job = payload["job"]
     config, context = job.config, ray.train.get_context()
-    rank, world = context.get_world_rank(), context.get_world_size()
-    if not config.gpus_per_worker:
-        torch.set_num_threads(max((os.cpu_count() or 1) // world, 1))
-    device = torch.device("cuda", torch.cuda.current_device()) if config.gpus_per_worker else torch.device("cpu")
-    torch.manual_seed(config.seed)
-    ranker, tokenizer = load_ranker(job.initial)
-    freeze_embeddings(ranker, config)
-    ranker = shard(ranker.to(device), config).train()
-    optimizer = make_optimizer(ranker, config)
-    start, state = _restore(ranker, optimizer)
-    groups = load_groups(job.pairs, job.examples)
-    if rank == 0:
+    trainee = make_trainee(job.initial, config, rank=context.get_world_rank(), world=context.get_world_size())
+    start, state = restore(trainee.ranker, trainee.optimizer)
+    groups = GroupFiles(job.out / _GROUPS)
+    if trainee.rank == 0:
         _truncate_losses(job.out, start)
     for step in range(start, config.num_steps):
         chosen = [draw_documents(groups[i], step, config) for i in groups_of_step(len(groups), step, config)]
-        norm = normalisers_of(chosen, ranker.heads)
         objective = mixed(job.objective, job.mixing, state)
-        # FSDP averages gradients over workers; the loss is a sum over them, hence the scale.
-        terms = accumulate_step(
-            ranker,
-            ranker.heads,
-            chosen[rank::world],
-            tokenizer,
-            ranker.limits,
-            objective,
-            norm,
-            mixing=job.mixing,
-            scale=float(world),
-            device=device,
-        )
-        for group in optimizer.param_groups:
-            group["lr"] = group["peak"] * learning_rate_share(step, config)
-        nn.utils.clip_grad_norm_([p for p in ranker.parameters() if p.requires_grad], config.max_grad_norm)
-        optimizer.step()
-        optimizer.zero_grad()
-        terms = _summed(terms, device)
+        terms = train_step(trainee, chosen, step, objective, job.mixing)
         state = advanced(job.mixing, state, job.objective, terms)
-        if rank == 0:
+        if trainee.rank == 0:
             terms |= {f"{name}_share": share for name, share in _moved(objective, job.objective)}
             _append_loss(job.out, {"step": step + 1, **terms, "pairs": sum(len(g.documents) for g in chosen)})
         if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.num_steps:
-            _save(ranker, optimizer, step + 1, state, terms)
-    _export(ranker, tokenizer, job.out / "model", rank)
+            save(trainee.ranker, trainee.optimizer, step + 1, state, terms)
+    export(trainee.ranker, trainee.tokenizer, job.out / "model", trainee.rank)
 
 
 def _moved(objective: Objective, start: Objective) -> Iterator[tuple[str, float]]:
     """Each share of the objective that is not what the recipe gave."""
     return ((name, share) for name, share in asdict(objective).items() if share != getattr(start, name))
-
-
-def _state(ranker: Ranker, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    from torch.distributed.checkpoint.state_dict import get_state_dict
-
-    model, optim = get_state_dict(ranker, optimizer)
-    return {"model": model, "optimizer": optim}
-
-
-def _restore(ranker: Ranker, optimizer: torch.optim.Optimizer) -> tuple[int, State]:
-    import ray.train
-    import torch.distributed.checkpoint as dcp
-    from torch.distributed.checkpoint.state_dict import set_state_dict
-
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        return 0, START
-    with checkpoint.as_directory() as directory:
-        state = _state(ranker, optimizer)
-        dcp.load(state, checkpoint_id=directory)
-        set_state_dict(ranker, optimizer, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
-        reached = json.loads((Path(directory) / "step.json").read_text())
-        return int(reached["step"]), reached.get("mixing", START)
-
-
-def _save(
-    ranker: Ranker, optimizer: torch.optim.Optimizer, step: int, state: State, metrics: Mapping[str, float]
-) -> None:
-    import ray.train
-    import torch.distributed.checkpoint as dcp
-
-    with tempfile.TemporaryDirectory() as directory:
-        dcp.save(_state(ranker, optimizer), checkpoint_id=directory)
-        (Path(directory) / "step.json").write_text(json.dumps({"step": step, "mixing": dict(state)}))
-        ray.train.report({"step": step, **metrics}, checkpoint=ray.train.Checkpoint.from_directory(directory))
-
-
-def _export(ranker: Ranker, tokenizer: Any, target: Path, rank: int) -> None:
-    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
-
-    full = get_model_state_dict(ranker, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
-    if rank == 0:
-        weights = {
-            name.removeprefix("classifier."): value.to(torch.bfloat16)
-            for name, value in full.items()
-            if isinstance(value, torch.Tensor)
-        }
-        partial = target.with_name(f".{target.name}.partial")
-        shutil.rmtree(partial, ignore_errors=True)
-        ranker.classifier.config.dtype = torch.bfloat16
-        ranker.classifier.save_pretrained(partial, state_dict=weights)
-        tokenizer.save_pretrained(partial)
-        shutil.rmtree(target, ignore_errors=True)
-        partial.rename(target)
-    dist.barrier()
 
 
 def _summed(terms: Mapping[str, float], device: torch.device) -> dict[str, float]:

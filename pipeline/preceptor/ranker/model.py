@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from preceptor.contracts import ACTIONS, NUM_GRADES
 from preceptor.errors import InputError
-from preceptor.ranker import attention
-from preceptor.ranker.attention import Layout
+from preceptor.ranker import attention, last_layer
+from preceptor.ranker.attention import Layout, PaddedRows
 from preceptor.recipe import BackboneConfig
 
 
@@ -45,7 +45,7 @@ class PackedBatch:
     positions_T: Tensor
     ends_N: Tensor
     """Index of each document's last token."""
-    layout: Layout
+    layout: Layout | PaddedRows
 
     def to(self, device: torch.device) -> PackedBatch:
         """The same batch on `device`."""
@@ -91,6 +91,11 @@ class Ranker(nn.Module):
 
     def forward(self, batch: PackedBatch) -> Tensor:
         """Raw logits [N, R] of the batch's documents, in float32."""
+        if self.classifier.config.model_type in last_layer.KNOWN:
+            ends_NH = last_layer.last_hidden(
+                self.classifier.model, batch.tokens_T, batch.positions_T, batch.layout, batch.ends_N
+            )
+            return self.classifier.score(ends_NH).float()
         hidden_1TH = self.classifier.model(
             input_ids=batch.tokens_T.unsqueeze(0),
             position_ids=batch.positions_T.unsqueeze(0),
@@ -128,6 +133,11 @@ def init_ranker(config: BackboneConfig, backbone: str, heads: Sequence[Head]) ->
 
     tokenizer = AutoTokenizer.from_pretrained(backbone)
     language_model = AutoModelForCausalLM.from_pretrained(backbone, dtype=torch.float32)
+    if not hasattr(getattr(language_model, "model", None), "layers"):
+        raise InputError(
+            f"{backbone}: a {language_model.config.model_type} model cannot share a prefix among documents, which "
+            f"takes a decoder. Choose a backbone built like {', '.join(last_layer.KNOWN)}."
+        )
     rows_VH = language_model.get_output_embeddings().weight.detach()
     classifier = _classifier(language_model.config, heads, tokenizer, config)
     classifier.model.load_state_dict(language_model.model.state_dict())

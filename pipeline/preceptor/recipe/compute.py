@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Literal, get_args
 
-from preceptor.recipe.checks import require
+from preceptor.recipe.checks import LATER, require
+
+BatchLayout = Literal["shared", "padded"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +69,12 @@ class TrainConfig:
 
     The embeddings stay as they are unless `embedding_learning_rate` is above 0: they are most of a small model's
     weights, and gathering and updating them costs more than several layers do.
+
+    `layout` is how a batch lies: "shared" computes a group's (query, profile) once and pads nothing, "padded" has a row
+    for each pair. `activations` are "kept" for the backward pass, or "recomputed" in it, layer by layer: less memory
+    for a third more arithmetic. With `min_workers` the run goes on with fewer workers while a node is missing, and
+    takes up to `num_workers` when it is back. A pass through the model has at most `pass_tokens` tokens, or one group;
+    a step's gradients add up over passes. None of these changes what is learnt but by rounding.
     """
 
     num_steps: int
@@ -85,9 +93,23 @@ class TrainConfig:
     checkpoint_every: int = 50
     max_failures: int = 1
     seed: int = 17
+    layout: BatchLayout = field(default="shared", metadata=LATER)
+    activations: Literal["kept", "recomputed"] = field(default="kept", metadata=LATER)
+    min_workers: int | None = field(default=None, metadata=LATER)
+    pass_tokens: int = field(default=2048, metadata=LATER)
 
     def __post_init__(self) -> None:
         require(self.num_steps > 0, f"num_steps must be above 0, got {self.num_steps}")
+        require(self.layout in get_args(BatchLayout), f"layout must be shared or padded, got {self.layout!r}")
+        require(
+            self.activations in ("kept", "recomputed"),
+            f"activations must be kept or recomputed, got {self.activations!r}",
+        )
+        require(self.pass_tokens > 0, f"pass_tokens must be above 0, got {self.pass_tokens}")
+        require(
+            self.min_workers is None or 0 < self.min_workers <= self.num_workers,
+            f"min_workers lies in 1..num_workers, got {self.min_workers} of {self.num_workers}",
+        )
         require(
             self.groups_per_step % self.num_workers == 0,
             f"groups_per_step must be a multiple of num_workers, got {self.groups_per_step} and {self.num_workers}",
