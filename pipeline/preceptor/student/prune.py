@@ -16,6 +16,7 @@ from preceptor.contracts import PAIRS, read_table
 from preceptor.errors import StageFailed
 from preceptor.ranker.batches import encode, group_requests, pack
 from preceptor.ranker.model import PackedBatch, Ranker, load_ranker
+from preceptor.ranker.scoring import MAX_BATCH_TOKENS
 from preceptor.ranker.text import document_token_ids, prefix_token_ids
 from preceptor.recipe import PruneConfig
 from preceptor.record import Record, begin, write_json
@@ -32,8 +33,6 @@ from preceptor.student.shapes import (
     without_layers,
 )
 from preceptor.student.vocabulary import smaller_tokenizer, with_vocabulary
-
-_BATCH_TOKENS = 2048
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +149,7 @@ def calibration_batches(
             break
         encoded = encode(replace(request, documents=request.documents[:left]), tokenizer, ranker.limits)
         left -= len(encoded.documents)
-        if waiting and used + encoded.num_tokens > _BATCH_TOKENS:
+        if waiting and used + encoded.num_tokens > MAX_BATCH_TOKENS:
             batches.append(pack(waiting))
             waiting, used = [], 0
         waiting.append(encoded)
