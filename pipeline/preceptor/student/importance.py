@@ -205,7 +205,8 @@ def _eliminated(gram_DD: Tensor, weight_OD: Tensor, *, keep: int, block: int, si
         transfer = torch.linalg.solve(inverse[gone][:, gone], inverse[gone][:, left]).T
         solution_DO = solution_DO[left] - transfer @ solution_DO[gone]
         inverse = inverse[left][:, left] - transfer @ inverse[gone][:, left]
-        alive = [block_id for place, block_id in enumerate(alive) if place not in set(going)]
+        dropped = set(going)
+        alive = [number for place, number in enumerate(alive) if place not in dropped]
     return alive
 
 
