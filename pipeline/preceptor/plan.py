@@ -1,18 +1,18 @@
 """From a recipe to its steps: what runs, in which order, on whose output.
 
 A step names the steps it reads. Its directory is ``{root}/{step}/{version}``; the stage function in it decides whether
-it is finished, to be resumed, or refused.
+it is finished, to be resumed, or refused (steps.py).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final
 
 from preceptor.contracts import parquet_files
-from preceptor.errors import DriftError, InputError, RecipeError
+from preceptor.errors import RecipeError
 from preceptor.recipe import (
     CorporaConfig,
     DistillConfig,
@@ -21,31 +21,21 @@ from preceptor.recipe import (
     JudgeConfig,
     MarketConfig,
     PairSet,
+    PruneConfig,
     Recipe,
+    ScoringConfig,
     TeacherConfig,
+    TrainConfig,
 )
-from preceptor.record import DEV, Record, read_record
+from preceptor.record import Record
+from preceptor.steps import Records, Step
 
 if TYPE_CHECKING:
     from preceptor.judge.watch import Watch
 
-Records = Mapping[str, Record]
-Run = Callable[[Records, Path], Record]
-Status = Literal["done", "based", "resume", "run"]
-
 HOSTED_SETS: Final[tuple[PairSet, ...]] = ("golden calibration", "pool", "golden holdout")
 ENGAGEMENT_SETS: Final[tuple[PairSet, ...]] = ("pool", "shown holdout")
 STUDENT_SETS: Final[tuple[PairSet, ...]] = ("golden calibration", "golden holdout", "shown holdout")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Step:
-    """One stage of a plan: `run(records, out)` calls it. `rows` says in words how much it works on."""
-
-    name: str
-    needs: tuple[str, ...]
-    rows: str
-    run: Run
 
 
 def make_plan(recipe: Recipe, *, watch: Watch | None = None) -> tuple[Step, ...]:
@@ -57,6 +47,8 @@ def make_plan(recipe: Recipe, *, watch: Watch | None = None) -> tuple[Step, ...]
         steps += _engagement(recipe, recipe.engagement)
     if recipe.distill is not None:
         steps += _student(recipe, recipe.distill)
+        steps += _pruning(recipe, recipe.distill, recipe.prune) if recipe.prune is not None else []
+        steps.append(_student_scores(recipe, recipe.distill))
     # Reports come before the gate, so that a student that misses it is reported as well.
     if isinstance(recipe.source, JobmatchConfig):
         steps.append(_rerank())
@@ -76,55 +68,6 @@ def choose(steps: Sequence[Step], *, only: str | None, start: str | None) -> tup
     if only is not None:
         return tuple(step for step in steps if step.name == only)
     return tuple(steps[names.index(start) :]) if start is not None else tuple(steps)
-
-
-def execute(step: Step, records: dict[str, Record], *, root: Path, version: str, base: str | None = None) -> Record:
-    """The step's record, after running it or finding it finished; it is added to `records`.
-
-    With `base`, an earlier version, the very same work is not done again: where the step is finished there with the
-    same config and inputs, that record is taken. So a replaced teacher costs its own stages and those that read it.
-    What the step needs is taken from `records` or from finished directories; InputError where it is neither.
-    """
-    gather(step, records, root=root, version=version, base=base)
-    record = base_record(step, records, root=root, version=version, base=base)
-    records[step.name] = step.run(records, root / step.name / version) if record is None else record
-    return records[step.name]
-
-
-def gather(step: Step, records: dict[str, Record], *, root: Path, version: str, base: str | None = None) -> None:
-    """Add to `records` what the step needs and is finished in `version`, or else in `base`; InputError for the rest."""
-    for name in step.needs:
-        if name not in records:
-            found = read_record(root / name / version)
-            if found is None and base is not None:
-                found = read_record(root / name / base)
-            if found is None:
-                raise InputError(f"stage '{step.name}' needs '{name}', which is not finished in {root}. Run it first.")
-            records[name] = found
-
-
-def base_record(step: Step, records: Records, *, root: Path, version: str, base: str | None) -> Record | None:
-    """The step's record in `base`, where `version` has not begun it and it would be the same work on `records`."""
-    if status(step, root=root, version=version, base=base) != "based" or not set(step.needs) <= records.keys():
-        return None
-    assert base is not None
-    try:
-        # A finished stage does no work: it answers with its record or a DriftError.
-        return step.run(records, root / step.name / base)
-    except DriftError:
-        return None
-
-
-def status(step: Step, *, root: Path, version: str, base: str | None = None) -> Status:
-    """Whether the step's directory is finished, half done, or not there; ``based`` where `base` has one to look at."""
-    out = root / step.name / version
-    if version == DEV:
-        return "run"
-    if read_record(out) is not None:
-        return "done"
-    if (out / "pending.json").is_file():
-        return "resume"
-    return "based" if base is not None and read_record(root / step.name / base) is not None else "run"
 
 
 def _corpus(recipe: Recipe) -> Step:
@@ -187,7 +130,7 @@ def _judge_first(recipe: Recipe, watch: Watch | None) -> list[Step]:
         _calibrate_configured("calibrate", recipe, judge, watch),
         Step(name="label", needs=("corpus", "calibrate"), rows="pool pairs of split train", run=label),
         _relevance_teacher(recipe, teacher, needs=("corpus", "label")),
-        _score("relevance_scores", "relevance_teacher", teacher, ("pool", "golden holdout")),
+        _score("relevance_scores", "relevance_teacher", teacher.scoring, ("pool", "golden holdout")),
     ]
 
 
@@ -267,7 +210,7 @@ def _relevance_teacher(recipe: Recipe, teacher: TeacherConfig, *, needs: tuple[s
             out=out,
         )
 
-    return Step(name="relevance_teacher", needs=needs, rows=_training_rows(teacher), run=run)
+    return Step(name="relevance_teacher", needs=needs, rows=_training_rows(teacher.train), run=run)
 
 
 def _engagement(recipe: Recipe, teacher: TeacherConfig) -> list[Step]:
@@ -278,8 +221,8 @@ def _engagement(recipe: Recipe, teacher: TeacherConfig) -> list[Step]:
 
     sets: tuple[PairSet, ...] = ENGAGEMENT_SETS if recipe.distill is not None else ("shown holdout",)
     return [
-        Step(name="engagement_teacher", needs=("corpus",), rows=_training_rows(teacher), run=train),
-        _score("engagement_scores", "engagement_teacher", teacher, sets),
+        Step(name="engagement_teacher", needs=("corpus",), rows=_training_rows(teacher.train), run=train),
+        _score("engagement_scores", "engagement_teacher", teacher.scoring, sets),
     ]
 
 
@@ -301,19 +244,76 @@ def _student(recipe: Recipe, config: DistillConfig) -> list[Step]:
             out=out,
         )
 
-    student = replace(recipe.relevance, train=config.train, scoring=config.scoring)
     return [
         Step(
             name="distill",
             needs=("corpus", "relevance_teacher", "label", "relevance_scores", "engagement_scores"),
-            rows=_training_rows(student),
+            rows=_training_rows(config.train),
             run=train,
-        ),
-        _score("student_scores", "distill", student, STUDENT_SETS),
+        )
     ]
 
 
+def _pruning(recipe: Recipe, lesson: DistillConfig, config: PruneConfig) -> list[Step]:
+    """A cut and a recovery for each round; the last ones are named plainly, for what reads them."""
+    steps: list[Step] = []
+    before = "distill"
+    for number in range(1, config.num_rounds + 1):
+        ending = f"_{number}" if number < config.num_rounds else ""
+        steps += _round(recipe, lesson, config, number=number, before=before, ending=ending)
+        before = steps[-1].name
+    return steps
+
+
+def _round(
+    recipe: Recipe, lesson: DistillConfig, config: PruneConfig, *, number: int, before: str, ending: str
+) -> list[Step]:
+    def cut(records: Records, out: Path) -> Record:
+        from preceptor.student.prune import prune
+
+        return prune(config, student=records["distill"], model=records[before], round=number, out=out)
+
+    def train(records: Records, out: Path) -> Record:
+        from preceptor.student.recover import recover
+
+        return recover(
+            config,
+            lesson,
+            student=records["distill"],
+            pruned=records[f"prune{ending}"],
+            round=number,
+            storage=recipe.storage,
+            out=out,
+        )
+
+    return [
+        Step(
+            name=f"prune{ending}",
+            needs=tuple(dict.fromkeys(("distill", before))),
+            rows=f"importance from {config.num_pairs:,} pairs, round {number} of {config.num_rounds}",
+            run=cut,
+        ),
+        Step(
+            name=f"recover{ending}",
+            needs=("distill", f"prune{ending}"),
+            rows=_training_rows(config.recovery(lesson.train, round=number)),
+            run=train,
+        ),
+    ]
+
+
+def _student_scores(recipe: Recipe, config: DistillConfig) -> Step:
+    return _score("student_scores", _last_student(recipe), config.scoring, STUDENT_SETS)
+
+
+def _last_student(recipe: Recipe) -> str:
+    """The step whose student is scored, gated and exported."""
+    return "distill" if recipe.prune is None else "recover"
+
+
 def _release(recipe: Recipe, config: DistillConfig) -> list[Step]:
+    student = _last_student(recipe)
+
     def gate(records: Records, out: Path) -> Record:
         from preceptor.evaluation.gate import gate
 
@@ -334,7 +334,7 @@ def _release(recipe: Recipe, config: DistillConfig) -> list[Step]:
         assert recipe.relevance is not None
         source = recipe.relevance.backbone.source
         wanted = ExportConfig(backbone=source, blend=config.blend, check_vllm=recipe.check_vllm)
-        return export(wanted, student=records["distill"], gate=records["gate"], out=out)
+        return export(wanted, student=records[student], gate=records["gate"], out=out)
 
     return [
         Step(
@@ -343,15 +343,15 @@ def _release(recipe: Recipe, config: DistillConfig) -> list[Step]:
             rows="holdout pairs and impressions",
             run=gate,
         ),
-        Step(name="export", needs=("distill", "gate"), rows="one bundle", run=export),
+        Step(name="export", needs=(student, "gate"), rows="one bundle", run=export),
     ]
 
 
-def _score(name: str, model: str, teacher: TeacherConfig, sets: tuple[PairSet, ...]) -> Step:
+def _score(name: str, model: str, scoring: ScoringConfig, sets: tuple[PairSet, ...]) -> Step:
     def run(records: Records, out: Path) -> Record:
         from preceptor.ranker.score_stage import ScoreConfig, score
 
-        wanted = ScoreConfig(system=name.removesuffix("_scores"), sets=sets, scoring=teacher.scoring)
+        wanted = ScoreConfig(system=name.removesuffix("_scores"), sets=sets, scoring=scoring)
         return score(wanted, corpus=records["corpus"], model=records[model], out=out)
 
     return Step(name=name, needs=("corpus", model), rows=" and ".join(sets), run=run)
@@ -382,7 +382,6 @@ def _within_tests() -> Step:
     return Step(name="headline_report", needs=("corpus", "engagement_scores"), rows="dev headlines", run=run)
 
 
-def _training_rows(teacher: TeacherConfig) -> str:
-    train = teacher.train
+def _training_rows(train: TrainConfig) -> str:
     num_pairs = train.num_steps * train.groups_per_step * train.documents_per_group
     return f"{train.num_steps:,} steps, at most {num_pairs:,} pairs, {train.num_workers} workers"

@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any, Final
 from preceptor.contracts import GATE_REPORT, read_table
 from preceptor.errors import DriftError, InputError, JudgeRefused, PreceptorError, RecipeError
 from preceptor.local_ray import ray_cluster
-from preceptor.plan import Step, base_record, execute, gather, make_plan, status
+from preceptor.plan import make_plan
 from preceptor.recipe import CorporaConfig, HeadlinesConfig, JobmatchConfig, MarketConfig, Recipe
-from preceptor.record import Record, read_record
+from preceptor.record import Record, read_record, write_json
+from preceptor.steps import Step, base_record, execute, gather, status
 
 if TYPE_CHECKING:
     from preceptor.judge.watch import Watch
@@ -264,8 +265,6 @@ def serve_examples(recipe: Recipe, *, root: Path) -> list[dict[str, Any]]:
         if known and known[0].get("bundle_id") == export.metrics["bundle_id"]:
             _say_served(known, "served before")
             return list(known)
-    from preceptor.record import write_json
-
     with ray_cluster():
         rows = _ask_server(export.path / "bundle")
     write_json(file, rows)

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from preceptor.errors import DriftError, InputError, RecipeError
-from preceptor.plan import Run, Step, execute, status
 from preceptor.recipes import tiny
 from preceptor.record import Record, begin, read_record
+from preceptor.steps import Run, Step, execute, status
 
 NEEDS = {"corpus": (), "first": ("corpus",), "second": ("corpus",), "student": ("first", "second")}
 

@@ -38,11 +38,12 @@ from preceptor.judge.completions import Prices
 from preceptor.judge.endpoint import Endpoint
 from preceptor.judge.openai_judge import OpenAIJudge
 from preceptor.judge.replies import ASK, EXPIRED, NO_ANSWER, NO_GRADE, UNREADABLE, is_passing
-from preceptor.plan import choose, execute, make_plan
+from preceptor.plan import choose, make_plan
 from preceptor.policy import load_policy, messages
 from preceptor.recipe import POLICY_DIR, JudgeConfig, Recipe
 from preceptor.recipes import tiny
 from preceptor.record import read_record, write_json
+from preceptor.steps import execute
 
 POLICY = load_policy(POLICY_DIR)
 ENDPOINT = Endpoint(

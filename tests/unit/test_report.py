@@ -14,7 +14,7 @@ from rich.console import Console
 from preceptor.contracts import GATE_REPORT, rows_to_table
 from preceptor.errors import StageFailed
 from preceptor.evaluation.calibration_sheet import calibration_sheets
-from preceptor.evaluation.report import summary_table, write_report
+from preceptor.evaluation.report import headline, summary_table, write_report
 from preceptor.record import Record
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
@@ -278,3 +278,18 @@ def test_an_empty_terminal_table_prints() -> None:
     sink = io.StringIO()
     Console(file=sink).print(summary_table({}, None))
     assert "figure" in sink.getvalue()
+
+
+def test_a_pruned_student_is_reported_with_what_it_had_before_the_first_round(records: dict[str, Record]) -> None:
+    def cut(before: int, after: int) -> dict[str, Any]:
+        sizes = {"before": before, "after": after}
+        return {
+            "parameters": {when: {"outside_embeddings": num, "total": 9 * num} for when, num in sizes.items()},
+            "importance": "osscar",
+        }
+
+    assert "Student parameters outside embeddings" not in [figure.name for figure in headline(records, None)]
+    rounds = {"prune_1": record("prune", metrics=cut(2000, 1500)), "prune": record("prune", metrics=cut(1500, 1000))}
+    found = {figure.name: figure for figure in headline({**records, **rounds}, None)}
+    figure = found["Student parameters outside embeddings"]
+    assert (figure.value, figure.note) == ("1,000", "of 2,000 before pruning (50%), by osscar")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from preceptor.plan import Records, Step
 from preceptor.recipes import tiny
 from preceptor.record import Record, begin
 from preceptor.running import dry_run
+from preceptor.steps import Records, Step
 
 
 def steps_of(size: int) -> tuple[Step, ...]:

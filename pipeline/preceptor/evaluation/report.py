@@ -63,6 +63,7 @@ def headline(records: Mapping[str, Record], gate: pa.Table | None) -> tuple[Figu
         figures.append(Figure(name="Rows labelled", value=f"{record.num_rows_kept:,}", note=note))
         reasons = ", ".join(f"{reason} {count:,}" for reason, count in record.rejected.items())
         figures.append(Figure(name="Rows rejected", value=f"{sum(record.rejected.values()):,}", note=reasons))
+    figures += [_pruned_figure(records)] if "prune" in records else []
     rows = {f"{row['system']} {row['head']} {row['metric']}": row for row in _rows(gate)}
     figures += [
         Figure(name=name, value=_number(rows[key]["value"]), note=_interval(rows[key]))
@@ -70,6 +71,15 @@ def headline(records: Mapping[str, Record], gate: pa.Table | None) -> tuple[Figu
         if key in rows
     ]
     return tuple(figures)
+
+
+def _pruned_figure(records: Mapping[str, Record]) -> Figure:
+    """The parameters outside the embeddings that all rounds of pruning left, and what there were before the first."""
+    first, last = records.get("prune_1", records["prune"]), records["prune"]
+    before = first.metrics["parameters"]["before"]["outside_embeddings"]
+    after = last.metrics["parameters"]["after"]["outside_embeddings"]
+    note = f"of {before:,} before pruning ({after / before:.0%}), by {last.metrics['importance']}"
+    return Figure(name="Student parameters outside embeddings", value=f"{after:,}", note=note)
 
 
 def summary_table(records: Mapping[str, Record], gate: pa.Table | None) -> Table:

@@ -27,7 +27,7 @@ State = Literal["stale", "holds", "other"]
 STATES: Final[tuple[State, ...]] = ("stale", "holds", "other")
 """Made under the policy before and overtaken; still true; made under a policy that is neither of the two."""
 
-_MODELS: Final = {"relevance_teacher": "teacher", "distill": "student", "export": "bundle"}
+_MODELS: Final = {"relevance_teacher": "teacher", "distill": "student", "recover": "student", "export": "bundle"}
 """What a stage makes, in the order in which they learn from each other."""
 
 _COLUMNS: Final = ("dimension", "prompt_hash", "policy_version")

@@ -8,6 +8,7 @@ checks itself when it is built and raises RecipeError.
 from preceptor.recipe.compute import BackboneConfig, EngineConfig, ScoringConfig, TrainConfig
 from preceptor.recipe.judges import JudgeConfig
 from preceptor.recipe.lessons import FixedMixing, GradientMixing, Mix, Mixing, UncertaintyMixing, Voice
+from preceptor.recipe.pruning import Importance, PruneConfig
 from preceptor.recipe.refinement import Budget, RefineConfig, ReflectionConfig
 from preceptor.recipe.sources import (
     CORPUS_FIELDS,
@@ -41,12 +42,14 @@ __all__ = [
     "GateConfig",
     "GradientMixing",
     "HeadlinesConfig",
+    "Importance",
     "JobmatchConfig",
     "JudgeConfig",
     "MarketConfig",
     "Mix",
     "Mixing",
     "PairSet",
+    "PruneConfig",
     "QueryStyle",
     "Recipe",
     "RefineConfig",

@@ -11,6 +11,7 @@ from preceptor.recipe.checks import LATER, require
 from preceptor.recipe.compute import BackboneConfig, ScoringConfig, TrainConfig
 from preceptor.recipe.judges import JudgeConfig
 from preceptor.recipe.lessons import FixedMixing, Mix, Mixing, Voice
+from preceptor.recipe.pruning import PruneConfig
 from preceptor.recipe.sources import Source
 
 
@@ -102,7 +103,8 @@ class Recipe:
 
     `num_tuned_pairs` is about how many golden pairs a tuned teacher is calibrated on. `check_vllm` asks for vLLM's
     agreement before export; `storage` is where Ray Train keeps checkpoints (a path or an S3 address) in place of the
-    run's own directory. Work that the version `base` has finished in the same way is taken from it.
+    run's own directory. Work that the version `base` has finished in the same way is taken from it. With `prune` the
+    bundle is the pruned and recovered student.
     """
 
     name: str
@@ -120,6 +122,7 @@ class Recipe:
     version: str = "v1"
     base: str | None = None
     storage: str | None = None
+    prune: PruneConfig | None = field(default=None, metadata=LATER)
 
     def __post_init__(self) -> None:
         require(
@@ -129,6 +132,10 @@ class Recipe:
         require(
             self.distill is None or (self.relevance is not None and self.engagement is not None),
             f"recipe {self.name}: distillation needs both teachers",
+        )
+        require(
+            self.prune is None or self.distill is not None,
+            f"recipe {self.name}: prune cuts a distilled student; give distill or leave prune out",
         )
         require(
             self.relevance is None or self.judge is not None, f"recipe {self.name}: a relevance teacher needs a judge"

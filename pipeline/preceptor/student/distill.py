@@ -6,7 +6,7 @@ import math
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from preceptor.contracts import (
     EXAMPLES,
@@ -23,6 +23,9 @@ from preceptor.errors import InputError
 from preceptor.logits import sigmoid, softmax
 from preceptor.recipe import DistillConfig, Voice
 from preceptor.record import Record, StageRun, begin, read_record
+
+if TYPE_CHECKING:
+    from preceptor.ranker.losses import Objective
 
 
 def distill(
@@ -131,7 +134,6 @@ def _train(
     run: StageRun, config: DistillConfig, *, relevance: Record, actions: list[str], num_pairs: int, storage: str | None
 ) -> Record:
     from preceptor.ranker.fit import FitJob, fit
-    from preceptor.ranker.losses import Objective
     from preceptor.ranker.model import action_heads, grade_heads, load_ranker
 
     teacher, _ = load_ranker(relevance.path / "model")
@@ -142,7 +144,6 @@ def _train(
     student.set_policy_version(run.policy_version)
     student.save(initial, tokenizer)
     del teacher, student
-    grades, acts = config.mix.relevance, config.mix.engagement
     result = fit(
         FitJob(
             initial=initial.resolve(),
@@ -150,15 +151,7 @@ def _train(
             examples=(run.out / "training" / "examples").resolve(),
             out=run.out.resolve(),
             config=config.train,
-            objective=Objective(
-                grade=grades,
-                action=acts,
-                listwise=grades * config.listwise,
-                grade_margin=grades * config.margin,
-                grade_listnet=grades * config.listnet,
-                action_margin=acts * config.margin,
-                action_listnet=acts * config.listnet,
-            ),
+            objective=objective_of(config),
             mixing=config.mixing,
         ),
         name=run.work_name,
@@ -174,6 +167,22 @@ def _train(
             "share_of_teacher": num_student / num_teacher,
         },
         cost={"train_s": result.seconds},
+    )
+
+
+def objective_of(config: DistillConfig) -> Objective:
+    """The shares of the loss terms that `config` asks for."""
+    from preceptor.ranker.losses import Objective
+
+    grades, acts = config.mix.relevance, config.mix.engagement
+    return Objective(
+        grade=grades,
+        action=acts,
+        listwise=grades * config.listwise,
+        grade_margin=grades * config.margin,
+        grade_listnet=grades * config.listnet,
+        action_margin=acts * config.margin,
+        action_listnet=acts * config.listnet,
     )
 
 
