@@ -42,8 +42,10 @@ FINGERPRINTS = {
     "jobmatch": "1074f308a6b63c7b",
     "cluster": "23578eea4e2ec1f8",
 }
-"""Of the shipped recipes' distillation, without inputs, before there were voices, mixing rules or losses of order; that of
-jobmatch since its teacher matches and its student starts from a backbone of its own."""
+"""Of the shipped recipes' distillation, without inputs, before there were voices, mixing rules or losses of order.
+
+That of jobmatch since its teacher matches and its student starts from a backbone of its own.
+"""
 
 
 # losses of order
