@@ -56,7 +56,7 @@ class Dev:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder of O*NET, ESCO, crosswalk and vacancy files")
+    parser.add_argument("--data", type=Path, required=True, help="folder of O*NET, ESCO and crosswalk files")
     parser.add_argument("--out", type=Path, default=Path("runs/jobmatch_teacher"))
     parser.add_argument("--seconds", type=float, help="the cross-encoder's budget (default: what the teacher took)")
     parser.add_argument("--variants", nargs="*", choices=list(VARIANTS), default=list(VARIANTS))
@@ -70,7 +70,7 @@ def main() -> None:
         data=arguments.data,
         num_train_candidates=8,
         num_candidates=50,
-        weak=("occupation_title", "posting_title", "vacancy"),
+        weak=("occupation_title", "posting_title"),
     )
     corpus = jobmatch(config, policy=POLICY_DIR, encode=memory.encode, out=arguments.out / "corpus" / "v1")
     documents = read_documents(corpus.path)

@@ -147,7 +147,7 @@ def jobmatch() -> Recipe:
             data=DATA,
             num_train_candidates=8,
             num_candidates=50,
-            weak=("occupation_title", "posting_title", "vacancy"),
+            weak=("occupation_title", "posting_title"),
         ),
         judge=replace(recipe.judge, dimensions=(OVERALL,), floor=0.2),
         relevance=MatchConfig(),
