@@ -18,7 +18,7 @@ from preceptor.contracts import OVERALL
 from preceptor.errors import RecipeError
 from preceptor.policy import Policy, load_policy, messages
 from preceptor.policy.prompts import TOKENS_PER_WORD
-from preceptor.recipe import Recipe
+from preceptor.recipe import Recipe, TeacherConfig
 
 PAIRS_PER_SHARD: Final = 8192
 PAIRS_PER_BLOCK: Final = 64
@@ -145,7 +145,12 @@ def sizing_of(
     names = recipe.judge.dimensions or policy.rubric.names
     engine = recipe.judge.engine
     gpus = engine.gpus_per_replica if gpus_per_replica is None else gpus_per_replica
-    model = recipe.judge.model if labeller == "judge" else recipe.relevance.backbone.source
+    if labeller == "judge":
+        model = recipe.judge.model
+    elif isinstance(recipe.relevance, TeacherConfig):
+        model = recipe.relevance.backbone.source
+    else:
+        raise RecipeError(f"recipe {recipe.name}: its teacher matches texts, in no engine. Plan the judge.")
     if prompt_tokens_per_s is None:
         prompt_tokens_per_s = assumed_tokens_per_s(model_billions or billions_in(model), gpus_per_replica=gpus)
     policy_tokens, question_tokens = prompt_tokens(policy, names)

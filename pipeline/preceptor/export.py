@@ -122,8 +122,8 @@ break tokenised apart from what precedes it. Use raw logits: softmax the five, s
 {described["blend"]} (expected grade / 4 and action probabilities).
 
 Its weights derive from {_ORIGINS.get(described["backbone"], described["backbone"])}.
-Share of the teacher's layer parameters: {student.metrics.get("share_of_teacher", 0):.2f}. How it was trained:
-`record.json`. Where it comes from, and pairs with the logits any engine must come close to: `{BUNDLE_FILE}`.
+{_share(student)}How it was trained: `record.json`. Where it comes from, and pairs with the logits any engine must come
+close to: `{BUNDLE_FILE}`.
 
 ## Measured at the gate
 {measured or "Nothing: the recipe's holdouts were empty."}
@@ -132,3 +132,9 @@ Share of the teacher's layer parameters: {student.metrics.get("share_of_teacher"
 What it learnt is as good as its policy, its graded examples and its clicks. Read the run's report for how they came
 about; truth that was constructed is called so there.
 """
+
+
+def _share(student: Record) -> str:
+    """How much smaller than its teacher it is, where both are rankers."""
+    share = student.metrics.get("share_of_teacher")
+    return "" if share is None else f"Share of the teacher's layer parameters: {share:.2f}. "

@@ -11,8 +11,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from preceptor.contracts import parquet_files
 from preceptor.errors import RecipeError
+from preceptor.plan_rows import corpus_rows, training_rows
 from preceptor.recipe import (
     CorporaConfig,
     DistillConfig,
@@ -20,12 +20,12 @@ from preceptor.recipe import (
     JobmatchConfig,
     JudgeConfig,
     MarketConfig,
+    MatchConfig,
     PairSet,
     PruneConfig,
     Recipe,
     ScoringConfig,
     TeacherConfig,
-    TrainConfig,
 )
 from preceptor.record import Record
 from preceptor.steps import Records, Step
@@ -90,29 +90,12 @@ def _corpus(recipe: Recipe) -> Step:
 
         return headlines(source, out=out)
 
-    return Step(name="corpus", needs=(), rows=_corpus_rows(recipe), run=run)
-
-
-def _corpus_rows(recipe: Recipe) -> str:
-    source = recipe.source
-    if isinstance(source, MarketConfig):
-        num_pairs = source.num_queries * source.documents_per_query
-        num_shown = (source.num_requests + source.num_holdout_requests) * source.documents_per_request
-        return f"{num_pairs:,} pairs, {num_shown:,} impressions (synthetic)"
-    if isinstance(source, CorporaConfig):
-        files = [file.source for file in (source.postings, source.profiles) if file is not None]
-        return f"{source.num_queries:,} queries of {source.candidates_per_query} candidates from {' and '.join(files)}"
-    if not source.data.exists():
-        return f"files in {source.data} (not found)"
-    import pyarrow.parquet as pq
-
-    num_rows = sum(pq.read_metadata(file).num_rows for file in parquet_files(source.data))
-    return f"{num_rows:,} rows in {source.data} (real)"
+    return Step(name="corpus", needs=(), rows=corpus_rows(recipe), run=run)
 
 
 def _judge_first(recipe: Recipe, watch: Watch | None) -> list[Step]:
     judge, teacher = recipe.judge, recipe.relevance
-    assert judge is not None and teacher is not None
+    assert judge is not None and isinstance(teacher, TeacherConfig)
 
     def label(records: Records, out: Path) -> Record:
         from preceptor.judge import label
@@ -139,6 +122,11 @@ def _teacher_first(recipe: Recipe, watch: Watch | None) -> list[Step]:
     assert judge is not None and teacher is not None
 
     def scores(records: Records, out: Path) -> Record:
+        if isinstance(teacher, MatchConfig):
+            from preceptor.teachers.match import MatchScoreConfig, match_scores
+
+            sets = MatchScoreConfig(system="relevance", sets=HOSTED_SETS)
+            return match_scores(sets, corpus=records["corpus"], teacher=records["relevance_teacher"], out=out)
         from preceptor.judge import HostConfig, host
 
         wanted = HostConfig(sets=HOSTED_SETS, engine=judge.engine, max_reject_share=judge.max_reject_share)
@@ -178,7 +166,7 @@ def _teacher_first(recipe: Recipe, watch: Watch | None) -> list[Step]:
         Step(
             name="relevance_scores",
             needs=("corpus", "relevance_teacher"),
-            rows=f"{', '.join(HOSTED_SETS)}, hosted in vLLM",
+            rows=", ".join(HOSTED_SETS) + ("" if isinstance(teacher, MatchConfig) else ", hosted in vLLM"),
             run=scores,
         ),
         Step(name="calibrate", needs=judged, rows=f"{recipe.num_tuned_pairs:,} golden pairs", run=calibrate),
@@ -195,10 +183,14 @@ def _calibrate_configured(name: str, recipe: Recipe, judge: JudgeConfig, watch: 
     return Step(name=name, needs=("corpus",), rows=f"about {judge.num_calibration_pairs:,} golden pairs", run=run)
 
 
-def _relevance_teacher(recipe: Recipe, teacher: TeacherConfig, *, needs: tuple[str, ...]) -> Step:
+def _relevance_teacher(recipe: Recipe, teacher: TeacherConfig | MatchConfig, *, needs: tuple[str, ...]) -> Step:
     """Trained on golden-train, and on the labels too where the step needs `label`."""
 
     def run(records: Records, out: Path) -> Record:
+        if isinstance(teacher, MatchConfig):
+            from preceptor.teachers.match import match_teacher
+
+            return match_teacher(teacher, policy=recipe.policy, corpus=records["corpus"], out=out)
         from preceptor.teachers.relevance import relevance_teacher
 
         return relevance_teacher(
@@ -210,7 +202,8 @@ def _relevance_teacher(recipe: Recipe, teacher: TeacherConfig, *, needs: tuple[s
             out=out,
         )
 
-    return Step(name="relevance_teacher", needs=needs, rows=_training_rows(teacher.train), run=run)
+    training = teacher if isinstance(teacher, MatchConfig) else teacher.train
+    return Step(name="relevance_teacher", needs=needs, rows=training_rows(training), run=run)
 
 
 def _engagement(recipe: Recipe, teacher: TeacherConfig) -> list[Step]:
@@ -221,7 +214,7 @@ def _engagement(recipe: Recipe, teacher: TeacherConfig) -> list[Step]:
 
     sets: tuple[PairSet, ...] = ENGAGEMENT_SETS if recipe.distill is not None else ("shown holdout",)
     return [
-        Step(name="engagement_teacher", needs=("corpus",), rows=_training_rows(teacher.train), run=train),
+        Step(name="engagement_teacher", needs=("corpus",), rows=training_rows(teacher.train), run=train),
         _score("engagement_scores", "engagement_teacher", teacher.scoring, sets),
     ]
 
@@ -248,7 +241,7 @@ def _student(recipe: Recipe, config: DistillConfig) -> list[Step]:
         Step(
             name="distill",
             needs=("corpus", "relevance_teacher", "label", "relevance_scores", "engagement_scores"),
-            rows=_training_rows(config.train),
+            rows=training_rows(config.train),
             run=train,
         )
     ]
@@ -296,7 +289,7 @@ def _round(
         Step(
             name=f"recover{ending}",
             needs=("distill", f"prune{ending}"),
-            rows=_training_rows(config.recovery(lesson.train, round=number)),
+            rows=training_rows(config.recovery(lesson.train, round=number)),
             run=train,
         ),
     ]
@@ -331,9 +324,7 @@ def _release(recipe: Recipe, config: DistillConfig) -> list[Step]:
     def export(records: Records, out: Path) -> Record:
         from preceptor.export import ExportConfig, export
 
-        assert recipe.relevance is not None
-        source = recipe.relevance.backbone.source
-        wanted = ExportConfig(backbone=source, blend=config.blend, check_vllm=recipe.check_vllm)
+        wanted = ExportConfig(backbone=_origin(recipe, config), blend=config.blend, check_vllm=recipe.check_vllm)
         return export(wanted, student=records[student], gate=records["gate"], out=out)
 
     return [
@@ -345,6 +336,14 @@ def _release(recipe: Recipe, config: DistillConfig) -> list[Step]:
         ),
         Step(name="export", needs=(student, "gate"), rows="one bundle", run=export),
     ]
+
+
+def _origin(recipe: Recipe, config: DistillConfig) -> str:
+    """The language model that a student's weights derive from."""
+    if isinstance(recipe.relevance, TeacherConfig):
+        return recipe.relevance.backbone.source
+    assert config.backbone is not None
+    return config.backbone.source
 
 
 def _score(name: str, model: str, scoring: ScoringConfig, sets: tuple[PairSet, ...]) -> Step:
@@ -380,8 +379,3 @@ def _within_tests() -> Step:
         return headline_report(corpus=records["corpus"], scores=records["engagement_scores"], out=out)
 
     return Step(name="headline_report", needs=("corpus", "engagement_scores"), rows="dev headlines", run=run)
-
-
-def _training_rows(train: TrainConfig) -> str:
-    num_pairs = train.num_steps * train.groups_per_step * train.documents_per_group
-    return f"{train.num_steps:,} steps, at most {num_pairs:,} pairs, {train.num_workers} workers"

@@ -110,7 +110,7 @@ def test_the_rerank_page_names_query_system_interval_and_what_is_real(corpus: Re
     record = rerank_report(corpus=corpus, teacher=scores, student=scores, config=RERANK, out=tmp_path / "out" / "v1")
     page = (record.path / "table.md").read_text()
     lines = [line for line in page.splitlines() if line.startswith("|")]
-    assert lines[0] == "| query | system | NDCG@10 | interval | queries |"
+    assert lines[0] == "| query | system | NDCG@10 | interval | over MiniLM, paired | queries |"
     assert len(lines) == 2 + 2 * 6
     assert lines[2].startswith("| title + description | tfidf | 0.") and lines[2].endswith("] | 4 |")
     assert lines[-1].startswith("| one reported title | student + similarity (weight ")

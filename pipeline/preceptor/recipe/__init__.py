@@ -8,6 +8,7 @@ checks itself when it is built and raises RecipeError.
 from preceptor.recipe.compute import BackboneConfig, EngineConfig, ScoringConfig, TrainConfig
 from preceptor.recipe.judges import JudgeConfig
 from preceptor.recipe.lessons import FixedMixing, GradientMixing, Mix, Mixing, UncertaintyMixing, Voice
+from preceptor.recipe.matching import SIGNALS, MatchConfig, Signal
 from preceptor.recipe.pruning import Importance, PruneConfig
 from preceptor.recipe.refinement import Budget, RefineConfig, ReflectionConfig
 from preceptor.recipe.sources import (
@@ -22,6 +23,7 @@ from preceptor.recipe.sources import (
     PairSet,
     QueryStyle,
     Source,
+    WeakSource,
     WriterConfig,
 )
 from preceptor.recipe.whole import POLICY_DIR, Blend, DistillConfig, GateConfig, Recipe, TeacherConfig
@@ -29,6 +31,7 @@ from preceptor.recipe.whole import POLICY_DIR, Blend, DistillConfig, GateConfig,
 __all__ = [
     "CORPUS_FIELDS",
     "POLICY_DIR",
+    "SIGNALS",
     "STYLE_NEEDS",
     "BackboneConfig",
     "Blend",
@@ -46,6 +49,7 @@ __all__ = [
     "JobmatchConfig",
     "JudgeConfig",
     "MarketConfig",
+    "MatchConfig",
     "Mix",
     "Mixing",
     "PairSet",
@@ -55,10 +59,12 @@ __all__ = [
     "RefineConfig",
     "ReflectionConfig",
     "ScoringConfig",
+    "Signal",
     "Source",
     "TeacherConfig",
     "TrainConfig",
     "UncertaintyMixing",
     "Voice",
+    "WeakSource",
     "WriterConfig",
 ]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from preceptor.contracts import NUM_GRADES
-from preceptor.recipe.checks import require
+from preceptor.recipe.checks import LATER, require
 from preceptor.recipe.compute import EngineConfig
 
 
@@ -24,9 +24,16 @@ class MarketConfig:
     documents_per_request: int = 10
 
 
+WeakSource = Literal["occupation_title", "posting_title", "vacancy"]
+"""Where a title without a judgement comes from (preceptor.sources.weak_pairs)."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class JobmatchConfig:
-    """O*NET profiles and titles, ESCO postings and their crosswalk, from the folder `data`."""
+    """O*NET profiles and titles, ESCO postings and their crosswalk, from the folder `data`.
+
+    `weak` names the sources of the weak pairs that the corpus keeps for a teacher's retriever.
+    """
 
     data: Path
     num_candidates: int = 50
@@ -35,6 +42,7 @@ class JobmatchConfig:
     num_holdout_requests: int = 1000
     show_similarity: bool = True
     seed: int = 7
+    weak: tuple[WeakSource, ...] = field(default=(), metadata=LATER)
 
 
 @dataclass(frozen=True, kw_only=True)

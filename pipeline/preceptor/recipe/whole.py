@@ -11,8 +11,9 @@ from preceptor.recipe.checks import LATER, require
 from preceptor.recipe.compute import BackboneConfig, ScoringConfig, TrainConfig
 from preceptor.recipe.judges import JudgeConfig
 from preceptor.recipe.lessons import FixedMixing, Mix, Mixing, Voice
+from preceptor.recipe.matching import MatchConfig
 from preceptor.recipe.pruning import PruneConfig
-from preceptor.recipe.sources import Source
+from preceptor.recipe.sources import JobmatchConfig, Source
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +114,7 @@ class Recipe:
     labeller: Literal["judge", "teacher"]
     """Who labels the pool once calibrated: the judge as it is, or the relevance teacher tuned on golden-train."""
     judge: JudgeConfig | None
-    relevance: TeacherConfig | None
+    relevance: TeacherConfig | MatchConfig | None
     engagement: TeacherConfig | None
     distill: DistillConfig | None
     gate: GateConfig
@@ -139,6 +140,15 @@ class Recipe:
         )
         require(
             self.relevance is None or self.judge is not None, f"recipe {self.name}: a relevance teacher needs a judge"
+        )
+        require(
+            not isinstance(self.relevance, MatchConfig)
+            or (isinstance(self.source, JobmatchConfig) and self.labeller == "teacher"),
+            f"recipe {self.name}: a teacher that matches needs a jobmatch source and labels from the teacher",
+        )
+        require(
+            not isinstance(self.relevance, MatchConfig) or self.distill is None or self.distill.backbone is not None,
+            f"recipe {self.name}: a teacher that matches has no layers to start a student from; give it a backbone",
         )
         require(
             self.base is None or len({self.base, self.version, "dev"}) == 3,

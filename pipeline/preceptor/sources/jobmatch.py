@@ -35,7 +35,8 @@ from preceptor.sources.occupations import (
 )
 from preceptor.sources.retrieval import Encoder, embed
 from preceptor.sources.simulated_clicks import Shown, simulate
-from preceptor.sources.tables import CANDIDATES, DOCUMENTS, JUDGEMENTS, QUERIES, config_of_content
+from preceptor.sources.tables import CANDIDATES, DOCUMENTS, JUDGEMENTS, QUERIES, WEAK_PAIRS, config_of_content
+from preceptor.sources.weak_pairs import NEEDED_FILES, weak_pairs
 
 GRADER_ID: Final = "esco-onet-crosswalk"
 WEAK_GRADER_ID: Final = "esco-onet-crosswalk/alternate-title"
@@ -61,17 +62,20 @@ def jobmatch(config: JobmatchConfig, *, policy: Path, out: Path, encode: Encoder
     """The record of the job-matching corpus in `out`.
 
     Beside ``pairs``, ``golden`` and ``impressions`` it holds what a measurement over the whole collection needs:
-    ``queries``, ``documents``, ``candidates`` and ``judgements`` (schemas in `preceptor.sources.tables`), and
-    ``rejects``, the titles that became no query; rows in and kept count queries. `encode` gives unit-length
-    embeddings, [num_texts, num_dimensions]. Raises InputError where a file of `config.data` is missing or wrong.
+    ``queries``, ``documents``, ``candidates`` and ``judgements`` (schemas in `preceptor.sources.tables`),
+    ``weak_pairs`` where the config names sources of them, and ``rejects``, the titles that became no query; rows in and
+    kept count queries. `encode` gives unit-length embeddings, [num_texts, num_dimensions]. Raises InputError where a
+    file of `config.data` is missing or wrong.
     """
     policy_version = load_policy(policy).version
-    files = [config.data / name for name in (POSTINGS_FILE, OCCUPATIONS_FILE, CROSSWALK_FILE)]
+    more = [name for source in config.weak for name in NEEDED_FILES.get(source, ())]
+    files = [config.data / name for name in (POSTINGS_FILE, OCCUPATIONS_FILE, CROSSWALK_FILE, *more)]
     run = begin("jobmatch", config_of_content(config, files), out=out, policy_version=policy_version)
     if run.record is not None:
         return run.record
     postings = read_postings(config.data)
-    queries, rejects = build_queries(read_occupations(config.data, postings), seed=config.seed)
+    occupations = read_occupations(config.data, postings)
+    queries, rejects = build_queries(occupations, seed=config.seed)
     similarities = encode([query.text for query in queries]) @ encode([posting.text for posting in postings]).T
     candidates = [
         candidate
@@ -85,12 +89,15 @@ def jobmatch(config: JobmatchConfig, *, policy: Path, out: Path, encode: Encoder
         "impressions": impressions,
         "queries": rows_to_table((_query_row(query) for query in queries), QUERIES),
         "documents": rows_to_table(
-            ({"document_key": posting.key, "text": posting.text} for posting in postings), DOCUMENTS
+            ({"document_key": item.key, "text": item.text, "names": list(item.names)} for item in postings), DOCUMENTS
         ),
         "candidates": rows_to_table((_candidate_row(item) for item in candidates), CANDIDATES),
         "judgements": rows_to_table(_judgement_rows(queries), JUDGEMENTS),
         "rejects": rows_to_table(rejects, REJECTS),
     }
+    if config.weak:
+        weak = weak_pairs(config.weak, data=config.data, occupations=occupations)
+        tables["weak_pairs"] = rows_to_table(weak, WEAK_PAIRS)
     for name, table in tables.items():
         write_table(table, out / name / "part-00000.parquet", table.schema)
     return run.finish(
@@ -209,6 +216,7 @@ def _query_row(query: Query) -> dict[str, Any]:
         "slice": query.slice,
         "split": query.occupation.split,
         "text": query.text,
+        "query": query.query,
     }
 
 

@@ -10,6 +10,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 import numpy as np
@@ -29,19 +30,22 @@ FUSION_WEIGHTS: Final = tuple(step / 10 for step in range(10, -1, -1))
 """Shares of the similarity tried in a fusion; the first of equals wins, so a tie keeps the retriever's order."""
 
 _Floats = npt.NDArray[np.float64]
-_Group = tuple[str, str]
+Group = tuple[str, str]
+_NONE_RANKED: Final[Mapping[str, Mapping[Group, Sequence[str]]]] = MappingProxyType({})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Ranking:
     """NDCG@10 of one system on one slice; `num_groups` of `ndcg` counts occupations.
 
+    `gain` is what it has over MiniLM's own order, paired: on the same queries and the same resampled occupations.
     `similarity_weight` is the share of the retrieval similarity in the score: None where none was mixed in.
     """
 
     system: str
     slice: str
     ndcg: Interval
+    gain: Interval
     num_queries: int
     similarity_weight: float | None = None
 
@@ -50,7 +54,7 @@ class Ranking:
 class RankedQuery:
     """One query with its candidates, best similarity first, and all its judged grades by document key."""
 
-    group: _Group
+    group: Group
     occupation: str
     slice: str
     split: str
@@ -65,6 +69,7 @@ def rerank_ndcg(
     corpus: Path,
     scores: Mapping[str, Mapping[str, float]],
     *,
+    ranked: Mapping[str, Mapping[Group, Sequence[str]]] = _NONE_RANKED,
     depth: int = 20,
     num_bootstrap: int = 1000,
     seed: int = 11,
@@ -75,6 +80,8 @@ def rerank_ndcg(
     the first `depth` candidates of every holdout and calibration query. A model reorders those and leaves the rest as
     MiniLM had them; ``NAME`` orders by the model alone, ``NAME + similarity`` by a weighted sum of the two,
     each standardised within the query, with the weight that does best on the calibration split of the same slice.
+    `ranked` maps a model's name to the best postings of the whole collection it gives each holdout query, in order:
+    ``NAME, all postings``.
     """
     queries = read_queries(corpus)
     documents = read_table(corpus / "documents", DOCUMENTS)
@@ -94,11 +101,20 @@ def rerank_ndcg(
                     for query in held_out
                 ]
                 values.append((label, fused, None if label == name else share))
+        for name, orders in ranked.items():
+            values.append((f"{name}, all postings", [ordered_ndcg(q, orders, name=name) for q in held_out], None))
+        base = values[1][1]
         rankings.extend(
             Ranking(
                 system=system,
                 slice=slice_,
                 ndcg=occupation_interval(held_out, ndcgs, num_bootstrap=num_bootstrap, seed=seed),
+                gain=occupation_interval(
+                    held_out,
+                    [value - other for value, other in zip(ndcgs, base, strict=True)],
+                    num_bootstrap=num_bootstrap,
+                    seed=seed,
+                ),
                 num_queries=len(held_out),
                 similarity_weight=share,
             )
@@ -109,7 +125,7 @@ def rerank_ndcg(
 
 def read_queries(corpus: Path) -> tuple[RankedQuery, ...]:
     """Every query of the jobmatch stage's directory `corpus`, with its candidates and judgements."""
-    grades: dict[_Group, dict[str, int]] = defaultdict(dict)
+    grades: dict[Group, dict[str, int]] = defaultdict(dict)
     for row in read_table(corpus / "judgements", JUDGEMENTS).to_pylist():
         grades[row["query_id"], row["profile_id"]][row["document_key"]] = row["grade"]
     candidates = defaultdict(list)
@@ -147,6 +163,21 @@ def reranked_ndcg(query: RankedQuery, scores: _Floats, *, depth: int, k: int = C
     grades = [query.grades.get(key, 0) for key in query.document_keys] + [0] * k + missed
     below = top.min(initial=0.0) - 1 - np.arange(len(grades) - len(top))
     return ndcg_at(grades, np.concatenate([top, below]), k=k)
+
+
+def ordered_ndcg(query: RankedQuery, orders: Mapping[Group, Sequence[str]], *, name: str, k: int = CUT) -> float:
+    """NDCG@k of the postings that `orders` gives `query`, best first: those it leaves out stand below the k-th place.
+
+    Raises InputError where a model (called `name`) ranked fewer than `k` for the query.
+    """
+    order = orders.get(query.group, ())
+    if len(order) < k:
+        raise InputError(
+            f"{name}: {len(order)} postings ranked for a {query.split} query, {k} at least. Score it again."
+        )
+    missed = [grade for key, grade in query.grades.items() if key not in set(order)]
+    grades = [query.grades.get(key, 0) for key in order] + missed
+    return ndcg_at(grades, -np.arange(len(grades), dtype=np.float64), k=k)
 
 
 def fuse(query: RankedQuery, model: Mapping[str, float], weight: float, *, name: str, depth: int) -> _Floats:

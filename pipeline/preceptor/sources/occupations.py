@@ -33,11 +33,12 @@ _PREPARATION: Final = {1: "little or no", 2: "some", 3: "medium", 4: "considerab
 
 @dataclass(frozen=True, kw_only=True)
 class Posting:
-    """An ESCO occupation. `text` is what retrieval reads, `document` what a model is shown."""
+    """An ESCO occupation. `text` is what retrieval reads, `document` what a model is shown, `names` are its titles."""
 
     key: str
     text: str
     document: str
+    names: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,6 +109,7 @@ def read_postings(data: Path) -> tuple[Posting, ...]:
             key=row["uri"],
             text=f"{row['title']}. {row['description']}",
             document=posting_document(row["title"], row["description"], row["alt_titles"]),
+            names=tuple(_distinct([row["title"], *row["alt_titles"]])),
         )
         for row in rows
     )

@@ -9,20 +9,20 @@ from typing import Final
 
 import pyarrow.compute as pc
 
-from preceptor.contracts import OVERALL, rows_to_table, write_table
+from preceptor.contracts import OVERALL, read_table, rows_to_table, write_table
 from preceptor.evaluation.holdout import Predictions, expected_gain
 from preceptor.evaluation.sheets import METRIC, Sheet, interval_words, write_text
 from preceptor.record import Record, begin
-from preceptor.sources.jobmatch_eval import Ranking, rerank_ndcg
-from preceptor.sources.tables import RANKINGS
+from preceptor.sources.jobmatch_eval import Group, Ranking, rerank_ndcg
+from preceptor.sources.tables import RANKED, RANKINGS
 
 _QUERIES: Final = {"title_description": "title + description", "reported_title": "one reported title"}
 _CAPTION: Final = (
     "Over all postings, with 95 % bootstrap intervals over occupations. Occupations, postings and their judgements are "
     "real (O*NET, ESCO and their crosswalk); a posting that the crosswalk does not list counts as grade 0, which is an "
     "assumption. Models reorder the first {depth} postings of MiniLM; '+ similarity' adds its similarity to the "
-    "model's score, with a weight chosen on calibration queries. The clicks that the student also learned from are "
-    "simulated."
+    "model's score, with a weight chosen on calibration queries; 'all postings' is the teacher's own order of all. "
+    "The clicks that the student also learned from are simulated."
 )
 
 
@@ -53,6 +53,7 @@ def rerank_report(
     rankings = rerank_ndcg(
         corpus.path,
         {"relevance_teacher": expected_gains(teacher), "student": expected_gains(student)},
+        ranked={"relevance_teacher": orders} if (orders := ranked_postings(teacher)) else {},
         depth=config.depth,
         num_bootstrap=config.num_bootstrap,
         seed=config.seed,
@@ -81,6 +82,16 @@ def expected_gains(scores: Record) -> dict[str, float]:
     return dict(zip(pair_ids.to_pylist(), gains.tolist(), strict=True))
 
 
+def ranked_postings(scores: Record) -> dict[Group, list[str]]:
+    """The postings of each held-out query in the order `scores` keeps; empty where it keeps none (RANKED)."""
+    orders: dict[Group, list[str]] = {}
+    if (scores.path / "ranked").is_dir():
+        table = read_table(scores.path / "ranked", RANKED).sort_by("rank")
+        for row in table.to_pylist():
+            orders.setdefault((row["query_id"], row["profile_id"]), []).append(row["document_key"])
+    return orders
+
+
 def rerank_sheet(rankings: Sequence[Ranking], *, depth: int) -> Sheet:
     """The rankings in words, slice by slice, title + description first."""
     order = list(_QUERIES)
@@ -88,11 +99,12 @@ def rerank_sheet(rankings: Sequence[Ranking], *, depth: int) -> Sheet:
     for item in sorted(rankings, key=lambda item: order.index(item.slice)):
         value, interval = interval_words(item.ndcg)
         weighted = "" if item.similarity_weight is None else f" (weight {item.similarity_weight:.1f})"
-        rows.append((_QUERIES[item.slice], f"{item.system}{weighted}", value, interval, f"{item.num_queries:,}"))
+        more = f"{item.gain.value:+.3f} [{item.gain.low:+.3f}, {item.gain.high:+.3f}]"
+        rows.append((_QUERIES[item.slice], f"{item.system}{weighted}", value, interval, more, f"{item.num_queries:,}"))
     return Sheet(
         title="Job matching: NDCG@10 on held-out occupations",
         caption=_CAPTION.format(depth=depth),
-        header=("query", "system", "NDCG@10", "interval", "queries"),
+        header=("query", "system", "NDCG@10", "interval", "over MiniLM, paired", "queries"),
         rows=tuple(rows),
     )
 
@@ -104,6 +116,9 @@ def _row(item: Ranking) -> dict[str, object]:
         "ndcg": item.ndcg.value,
         "low": item.ndcg.low,
         "high": item.ndcg.high,
+        "gain": item.gain.value,
+        "gain_low": item.gain.low,
+        "gain_high": item.gain.high,
         "num_queries": item.num_queries,
         "similarity_weight": item.similarity_weight or 0.0,
     }

@@ -31,6 +31,7 @@ QUERIES: Final = _schema(
     ("slice", pa.string(), "title_description, reported_title or alternate_title"),
     ("split", pa.string(), "train, calibration or holdout"),
     ("text", pa.string(), "what the retrieval baselines search with"),
+    ("query", pa.string(), "what was typed: the text without the profile"),
 )
 
 DOCUMENTS: Final = _schema(
@@ -38,6 +39,7 @@ DOCUMENTS: Final = _schema(
     "One posting of the whole collection, as the retrieval baselines read it.",
     ("document_key", pa.string(), "ESCO URI"),
     ("text", pa.string(), "title and description, uncut"),
+    ("names", pa.list_(pa.string()), "its title and its other titles"),
 )
 
 CANDIDATES: Final = _schema(
@@ -60,14 +62,42 @@ JUDGEMENTS: Final = _schema(
     ("grade", pa.int8(), "1 to 3; a posting not listed counts as 0, which is an assumption"),
 )
 
+WEAK_PAIRS: Final = _schema(
+    "WEAK_PAIRS",
+    "A title and a posting it is said to belong to, judged by nobody; no held-out occupation has a part in it.",
+    ("query", pa.string(), "a title"),
+    ("document_key", pa.string(), "ESCO URI"),
+    ("grade", pa.int8(), "1 to 3, that of the occupation for the posting; 3 where there is none"),
+    ("source", pa.string(), "occupation_title, posting_title or vacancy"),
+    ("occupation", pa.string(), "O*NET-SOC code of the train occupation that the title is of, or empty"),
+)
+
+RANKED: Final = _schema(
+    "RANKED",
+    "The places a teacher gives to the best postings of the whole collection, for one held-out query.",
+    ("query_id", pa.string(), "the group"),
+    ("profile_id", pa.string(), "the group"),
+    ("document_key", pa.string(), "ESCO URI"),
+    ("rank", pa.int32(), "1 is the best"),
+    ("score", pa.float32(), "what it was ranked by"),
+)
+
 RANKINGS: Final = _schema(
     "RANKINGS",
     "NDCG@10 of one system on one slice of the holdout queries.",
     ("slice", pa.string(), "title_description or reported_title"),
-    ("system", pa.string(), "tfidf, minilm, relevance_teacher or student, the last two also '+ similarity'"),
+    (
+        "system",
+        pa.string(),
+        "tfidf, minilm, relevance_teacher or student, the last two also '+ similarity'; or the "
+        "teacher's own places in the whole collection",
+    ),
     ("ndcg", pa.float64(), "mean over the queries"),
     ("low", pa.float64(), "lower end of the 95 % bootstrap interval over occupations"),
     ("high", pa.float64(), "upper end"),
+    ("gain", pa.float64(), "less minilm's, on the same queries"),
+    ("gain_low", pa.float64(), "lower end of its 95 % interval: both see the same resampled occupations"),
+    ("gain_high", pa.float64(), "upper end"),
     ("num_queries", pa.int32(), "holdout queries of the slice"),
     ("similarity_weight", pa.float32(), "share of the retrieval similarity mixed in; 0 where none is"),
 )

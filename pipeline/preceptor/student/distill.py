@@ -134,10 +134,10 @@ def _train(
     run: StageRun, config: DistillConfig, *, relevance: Record, actions: list[str], num_pairs: int, storage: str | None
 ) -> Record:
     from preceptor.ranker.fit import FitJob, fit
-    from preceptor.ranker.model import action_heads, grade_heads, load_ranker
+    from preceptor.ranker.model import action_heads, grade_heads
 
-    teacher, _ = load_ranker(relevance.path / "model")
-    num_teacher = _layer_parameters(teacher)
+    teacher = _rankers_own(relevance)
+    num_teacher = _layer_parameters(teacher) if teacher else None
     student, tokenizer = _start(config, teacher, relevance, (*grade_heads([OVERALL]), *action_heads(actions)))
     num_student = _layer_parameters(student)
     initial = run.out / "initial"
@@ -161,11 +161,8 @@ def _train(
     return run.finish(
         num_rows_in=num_pairs,
         num_rows_kept=num_pairs,
-        metrics={
-            "losses": result.losses,
-            "num_layer_parameters": num_student,
-            "share_of_teacher": num_student / num_teacher,
-        },
+        metrics={"losses": result.losses, "num_layer_parameters": num_student}
+        | ({"share_of_teacher": num_student / num_teacher} if num_teacher else {}),
         cost={"train_s": result.seconds},
     )
 
@@ -196,6 +193,15 @@ def _start(config: DistillConfig, teacher: Any, relevance: Record, heads: Any) -
     assert config.num_layers is not None
     tokenizer = load_tokenizer(relevance.path / "model")
     return spaced_layers(with_heads(teacher, heads, tokenizer), config.num_layers), tokenizer
+
+
+def _rankers_own(relevance: Record) -> Any:
+    """The relevance teacher's ranker, or None where the teacher is none and a student has nothing to start from."""
+    if relevance.stage == "match_teacher":
+        return None
+    from preceptor.ranker.model import load_ranker
+
+    return load_ranker(relevance.path / "model")[0]
 
 
 def _layer_parameters(ranker: Any) -> int:

@@ -1,0 +1,135 @@
+"""Signals: what a matching teacher knows of a query and every posting, each one number.
+
+Shapes: Q queries, N postings, K names of all postings one after the other, H dimensions, S signals.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Final
+
+import numpy as np
+
+from preceptor.recipe import Signal
+from preceptor.teachers.match_adapter import Adapter, Matrix
+
+_SHARPNESS: Final = 0.05
+"""How close to the closest name alone ``names`` is: the temperature of a mean of exponentials."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Collection:
+    """The postings: their texts, all their names (each posting's first is its title), and the embeddings of both."""
+
+    keys: tuple[str, ...]
+    texts: tuple[str, ...]
+    names: tuple[tuple[str, ...], ...]
+    texts_NH: Matrix
+    names_KH: Matrix
+
+    @cached_property
+    def starts(self) -> list[int]:
+        """For each posting, where its names start in the K."""
+        counts = [len(names) for names in self.names]
+        return [0, *np.cumsum(counts)[:-1].tolist()]
+
+    @property
+    def titles_NH(self) -> Matrix:
+        """The embeddings of the postings' titles."""
+        return self.names_KH[self.starts]
+
+    @cached_property
+    def words(self) -> tuple[Any, Any]:
+        """(vectoriser, TF-IDF weights [N, vocabulary]) of names and texts, words and pairs of words."""
+        from sklearn.feature_extraction.text import TfidfVectorizer
+
+        vectoriser = TfidfVectorizer(stop_words="english", sublinear_tf=True, ngram_range=(1, 2))
+        whole = [f"{'. '.join(names)}. {text}" for names, text in zip(self.names, self.texts, strict=True)]
+        return vectoriser, vectoriser.fit_transform(whole)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """Queries: their texts for retrieval (title and, where there is a profile, description), and embeddings of these
+    and of what was typed."""
+
+    texts: tuple[str, ...]
+    texts_QH: Matrix
+    titles_QH: Matrix
+
+    def rows(self, chosen: Sequence[int]) -> Asked:
+        """The same for the `chosen` queries only."""
+        return Asked(
+            texts=tuple(self.texts[index] for index in chosen),
+            texts_QH=self.texts_QH[list(chosen)],
+            titles_QH=self.titles_QH[list(chosen)],
+        )
+
+
+def signals_of(
+    asked: Asked, collection: Collection, adapter: Adapter | None, names: Sequence[Signal], *, chunk: int = 128
+) -> Matrix:
+    """The signals `names` of every query and posting, [Q, N, S]; `adapter` may be None where none is tuned."""
+    found = np.empty((len(asked.texts), len(collection.keys), len(names)), dtype=np.float32)
+    adapted = None if adapter is None else _Adapted(adapter, collection)
+    for start in range(0, len(asked.texts), chunk):
+        part = asked.rows(range(start, min(start + chunk, len(asked.texts))))
+        for index, name in enumerate(names):
+            found[start : start + chunk, :, index] = _MEASURES[name](part, collection, adapted)
+    return found
+
+
+class _Adapted:
+    """A collection as an adapter sees it."""
+
+    def __init__(self, adapter: Adapter, collection: Collection) -> None:
+        self.adapter = adapter
+        self.texts_NH = adapter.postings(collection.texts_NH)
+        self.names_KH = adapter.postings(collection.names_KH)
+
+
+def soft_names(cosines_QK: Matrix, starts: Sequence[int]) -> Matrix:
+    """For each posting, [Q, N], the logarithm of the mean exponential of its names' cosines, scaled as a cosine."""
+    counts = np.diff([*starts, cosines_QK.shape[1]])
+    summed = np.add.reduceat(np.exp((cosines_QK - 1) / _SHARPNESS), starts, axis=1)
+    return np.asarray(1 + _SHARPNESS * np.log(summed / counts), dtype=np.float32)
+
+
+def best_name(cosines_QK: Matrix, starts: Sequence[int]) -> Matrix:
+    """For each posting, [Q, N], the largest cosine of its names."""
+    return np.asarray(np.maximum.reduceat(cosines_QK, starts, axis=1), dtype=np.float32)
+
+
+def _words(asked: Asked, collection: Collection, adapted: _Adapted | None) -> Matrix:
+    vectoriser, weights = collection.words
+    return np.asarray((vectoriser.transform(asked.texts) @ weights.T).toarray(), dtype=np.float32)
+
+
+def _tuned(adapted: _Adapted | None) -> _Adapted:
+    assert adapted is not None, "a tuned signal needs an adapter"
+    return adapted
+
+
+def _tuned_text(asked: Asked, collection: Collection, adapted: _Adapted | None) -> Matrix:
+    tuned = _tuned(adapted)
+    return np.asarray(tuned.adapter.queries(asked.texts_QH) @ tuned.texts_NH.T, dtype=np.float32)
+
+
+def _tuned_names(asked: Asked, collection: Collection, adapted: _Adapted | None) -> Matrix:
+    tuned = _tuned(adapted)
+    return soft_names(tuned.adapter.queries(asked.titles_QH) @ tuned.names_KH.T, collection.starts)
+
+
+_Measure = Callable[[Asked, Collection, "_Adapted | None"], Matrix]
+_MEASURES: Final[dict[Signal, _Measure]] = {
+    "text": lambda asked, all_, _: asked.texts_QH @ all_.texts_NH.T,
+    "names": lambda asked, all_, _: soft_names(asked.texts_QH @ all_.names_KH.T, all_.starts),
+    "best_name": lambda asked, all_, _: best_name(asked.texts_QH @ all_.names_KH.T, all_.starts),
+    "title_text": lambda asked, all_, _: asked.titles_QH @ all_.texts_NH.T,
+    "title_names": lambda asked, all_, _: soft_names(asked.titles_QH @ all_.names_KH.T, all_.starts),
+    "tuned_text": _tuned_text,
+    "tuned_names": _tuned_names,
+    "words": _words,
+}
