@@ -134,7 +134,7 @@ def time_sentence_transformers(work: Work) -> Timed:
     from torch.utils.data import SequentialSampler
     from transformers import TrainerCallback
 
-    class Clock(TrainerCallback):  # type: ignore[misc]
+    class Clock(TrainerCallback):
         """When steps begin and end, and the first one's loss."""
 
         started_s = ended_s = 0.0

@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Final
 
 from preceptor.errors import RecipeError
-from preceptor.recipe import Recipe
+from preceptor.recipe import Recipe, TeacherConfig
+from preceptor.recipe.checks import require
 from preceptor.recipes import find_recipe
 
 
@@ -108,8 +109,10 @@ def _plan(arguments: argparse.Namespace) -> int:
 def _plan_training(recipe: Recipe, arguments: argparse.Namespace) -> int:
     from preceptor.training_memory import Cluster, render_training
 
-    learner = recipe.distill or recipe.relevance or recipe.engagement
-    assert learner is not None, "a recipe trains something"
+    relevance = recipe.relevance if isinstance(recipe.relevance, TeacherConfig) else None
+    learner = recipe.distill or relevance or recipe.engagement
+    require(learner is not None, f"recipe '{recipe.name}' trains no language model: plan demo --training, say")
+    assert learner is not None
     train = learner.train
     cluster = Cluster(
         num_gpus=arguments.gpus,

@@ -51,11 +51,11 @@ def ranker(*, seed: int = 5, spread: float = 0.3) -> Ranker:
         num_key_value_heads=GROUPS,
         head_dim=WIDTH,
         max_position_embeddings=128,
-        num_labels=sum(head.size for head in HEADS),
         pad_token_id=tokenizer().pad_token_id,
         eos_token_id=tokenizer().eos_token_id,
         bos_token_id=None,
     )
+    config.num_labels = sum(head.size for head in HEADS)
     config.preceptor_heads = [{"name": head.name, "kind": head.kind} for head in HEADS]
     config.preceptor_max_prefix_tokens = LIMITS.max_prefix_tokens
     config.preceptor_max_document_tokens = LIMITS.max_document_tokens

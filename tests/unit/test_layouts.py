@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -87,9 +88,7 @@ def assert_same(found: tuple[dict[str, float], dict[str, Tensor]], wanted: tuple
     assert found[1].keys() == wanted[1].keys() and len(wanted[1]) > 30
     for name, gradient in wanted[1].items():
         assert gradient.abs().max() > 0, name
-        torch.testing.assert_close(
-            found[1][name], gradient, atol=1e-4, rtol=1e-4, msg=lambda text, n=name: f"{n} {text}"
-        )
+        torch.testing.assert_close(found[1][name], gradient, atol=1e-4, rtol=1e-4, msg=partial("{} {}".format, name))
 
 
 @pytest.mark.parametrize(("activations", "micro_batch_tokens"), [("kept", 2048), ("recomputed", 100)])
@@ -124,7 +123,7 @@ def test_both_layouts_have_the_gradients_of_transformers_own_forward(made: tuple
         (found * weights).mean().backward()
         for (name, ours), theirs in zip(ranker.classifier.named_parameters(), plain.parameters(), strict=True):
             # The embeddings' row of the padding token is fixed in torch; no text of ours has it.
-            torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-4, rtol=1e-4, msg=lambda m, n=name: f"{n} {m}")
+            torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-4, rtol=1e-4, msg=partial("{} {}".format, name))
 
 
 @pytest.mark.parametrize(
@@ -154,7 +153,7 @@ def test_the_written_out_gradient_is_that_of_attention_over_masked_rows(
     wanted = scaled_dot_product_attention(
         query, key.repeat_interleave(repeats, 0), value.repeat_interleave(repeats, 0), attn_mask=visible, scale=0.3
     ).transpose(0, 1)
-    found = written_out(*states, blocks, 0.3)
+    found = written_out(states[0], states[1], states[2], blocks, 0.3)
     torch.testing.assert_close(found, wanted)
     upstream = torch.randn(wanted.shape, generator=draw, dtype=torch.float64)
     theirs = torch.autograd.grad(wanted, states, upstream)

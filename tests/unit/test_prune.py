@@ -108,7 +108,7 @@ def test_gram_matrices_are_of_what_the_projections_read_and_of_the_last_layer_on
     seen: dict[int, list[Tensor]] = {0: [], LAYERS - 1: []}
     for index, kept in seen.items():
         module = ranker.classifier.model.layers[index].mlp.down_proj
-        module.register_forward_pre_hook(lambda _m, args, kept=kept: kept.append(args[0][0]))  # type: ignore[misc]
+        module.register_forward_pre_hook(lambda _m, args, kept=kept: kept.append(args[0][0]))
     found = grams(ranker, batches, "mlp")
     first = torch.cat(seen[0]).double()
     ends = torch.cat([read[batch.ends_N] for read, batch in zip(seen[LAYERS - 1], batches, strict=True)]).double()

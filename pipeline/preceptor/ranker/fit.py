@@ -82,12 +82,14 @@ def fit(job: FitJob, *, name: str, storage: str | None = None) -> FitResult:
     config = job.config
     job.out.mkdir(parents=True, exist_ok=True)
     write_groups(job.pairs, job.examples, job.out / _GROUPS)
+    # A range of workers is Ray Train v2's; the types that type checkers find are version 1's.
+    num_workers: Any = (config.min_workers, config.num_workers) if config.min_workers else config.num_workers
     trainer = TorchTrainer(
         _train_worker,
         train_loop_config={"job": job},
         torch_config=TorchConfig(backend="nccl" if config.gpus_per_worker else "gloo"),
         scaling_config=ScalingConfig(
-            num_workers=(config.min_workers, config.num_workers) if config.min_workers else config.num_workers,
+            num_workers=num_workers,
             use_gpu=config.gpus_per_worker > 0,
             resources_per_worker={"GPU": config.gpus_per_worker, "CPU": config.cpus_per_worker}
             if config.gpus_per_worker

@@ -230,7 +230,7 @@ def _read(states_1TX: Tensor, index: int, num_layers: int, ends_N: Tensor) -> Te
 def _hooked(modules: Sequence[nn.Module] | nn.ModuleList, see: Callable[[int, Any, Any], None]) -> Iterator[None]:
     """In the body, `see(number, inputs, output)` is called whenever one of `modules` has computed."""
     handles = [
-        module.register_forward_hook(lambda _module, args, out, i=number: see(i, args, out))  # type: ignore[misc]
+        module.register_forward_hook(lambda _module, args, out, i=number: see(i, args, out))
         for number, module in enumerate(modules)
     ]
     try:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from preceptor.contracts import PAIRS, read_table
 from preceptor.errors import StageFailed
-from preceptor.ranker.batches import encode, group_requests, pack
+from preceptor.ranker.batches import EncodedRequest, encode, group_requests, pack
 from preceptor.ranker.model import PackedBatch, Ranker, load_ranker
 from preceptor.ranker.scoring import MAX_BATCH_TOKENS
 from preceptor.ranker.text import document_token_ids, prefix_token_ids
@@ -143,7 +143,9 @@ def calibration_batches(
     """About `num_pairs` of `pairs` as packed batches: whole requests, drawn by the config's seed, the last one cut."""
     grouped = [request for request, _ in group_requests(sorted(pairs, key=lambda pair: pair["pair_id"]))]
     random.Random(f"{config.seed}/calibration").shuffle(grouped)
-    left, batches, waiting, used = config.num_pairs, [], [], 0
+    left, used = config.num_pairs, 0
+    batches: list[PackedBatch] = []
+    waiting: list[EncodedRequest] = []
     for request in grouped:
         if left <= 0:
             break
