@@ -12,7 +12,7 @@ from typing import Any, Final
 
 PERIOD_S: Final = 3.0
 TIMEOUT_S: Final = 5.0
-"""Chosen: the replica's event loop does not wait for its engine, so a check should not either. Not measured under load."""
+"""Chosen: the replica's event loop does not wait for its engine, so a check should not. Not measured."""
 HANG_AFTER_S: Final = 30.0
 """Chosen, not measured: far above what one pass of `max_forward_tokens` of a small student should take."""
 
