@@ -1,7 +1,7 @@
 """When a process of the application counts as hung, and how soon Serve learns of one that is.
 
 Serve replaces a replica after three failed checks in a row. One that has been stopped answers none, so it is given
-up within PERIOD_S + 3 * TIMEOUT_S: 18 s. One whose engine is stuck answers that it is, HANG_AFTER_S after its forward pass
+up within PERIOD_S + 3 * TIMEOUT_S: 18 s. One whose engine is stuck answers that it is, HANG_AFTER_S after its pass
 began, and is replaced three checks later: within 40 s. Until then the edge sends what it holds to other replicas
 (hedging.py).
 """
