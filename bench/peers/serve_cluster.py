@@ -106,10 +106,11 @@ def _application(bundle: Path, shape: Shape) -> Any:
 @contextmanager
 def serving(bundle: Path, shape: Shape) -> Iterator[Cluster]:
     """`bundle` behind a Serve of `shape`, which ends with the body."""
-    with serving_ray(object_store_bytes=shape.store_mib * 2**20):
-        import ray
-        from ray import serve
+    # First: Serve gives its logger a level when it is loaded, and a quiet Ray another one.
+    import ray
+    from ray import serve
 
+    with serving_ray(object_store_bytes=shape.store_mib * 2**20):
         port = free_port()
         node: Any = ray._private.worker._global_node
         quiet = {"log_level": "WARNING", "enable_access_log": False}
