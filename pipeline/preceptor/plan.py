@@ -19,6 +19,7 @@ from preceptor.recipe import (
     HeadlinesConfig,
     JobmatchConfig,
     JudgeConfig,
+    LinearConfig,
     MarketConfig,
     PairSet,
     Recipe,
@@ -270,17 +271,30 @@ def _relevance_teacher(recipe: Recipe, teacher: TeacherConfig, *, needs: tuple[s
     return Step(name="relevance_teacher", needs=needs, rows=_training_rows(teacher), run=run)
 
 
-def _engagement(recipe: Recipe, teacher: TeacherConfig) -> list[Step]:
+def _engagement(recipe: Recipe, teacher: TeacherConfig | LinearConfig) -> list[Step]:
     def train(records: Records, out: Path) -> Record:
         from preceptor.teachers.engagement import engagement_teacher
 
         return engagement_teacher(teacher, corpus=records["corpus"], storage=recipe.storage, out=out)
 
     sets: tuple[PairSet, ...] = ENGAGEMENT_SETS if recipe.distill is not None else ("shown holdout",)
+    rows = "every train impression" if isinstance(teacher, LinearConfig) else _training_rows(teacher)
     return [
-        Step(name="engagement_teacher", needs=("corpus",), rows=_training_rows(teacher), run=train),
-        _score("engagement_scores", "engagement_teacher", teacher, sets),
+        Step(name="engagement_teacher", needs=("corpus",), rows=rows, run=train),
+        _score_linear(sets)
+        if isinstance(teacher, LinearConfig)
+        else _score("engagement_scores", "engagement_teacher", teacher, sets),
     ]
+
+
+def _score_linear(sets: tuple[PairSet, ...]) -> Step:
+    def run(records: Records, out: Path) -> Record:
+        from preceptor.teachers.linear_stage import LinearScores, score_linear
+
+        wanted = LinearScores(system="engagement", sets=sets)
+        return score_linear(wanted, corpus=records["corpus"], model=records["engagement_teacher"], out=out)
+
+    return Step(name="engagement_scores", needs=("corpus", "engagement_teacher"), rows=" and ".join(sets), run=run)
 
 
 def _student(recipe: Recipe, config: DistillConfig) -> list[Step]:

@@ -5,6 +5,7 @@ decisions (the floor a judge must reach, the mix of the teachers, the gate's thr
 checks itself when it is built and raises RecipeError.
 """
 
+from preceptor.recipe.clicks import ClicksConfig, LinearConfig, Negatives, PositionBias
 from preceptor.recipe.compute import BackboneConfig, EngineConfig, ScoringConfig, TrainConfig
 from preceptor.recipe.judges import JudgeConfig
 from preceptor.recipe.lessons import FixedMixing, GradientMixing, Mix, Mixing, UncertaintyMixing, Voice
@@ -32,6 +33,7 @@ __all__ = [
     "BackboneConfig",
     "Blend",
     "Budget",
+    "ClicksConfig",
     "CorporaConfig",
     "CorpusFile",
     "DistillConfig",
@@ -43,10 +45,13 @@ __all__ = [
     "HeadlinesConfig",
     "JobmatchConfig",
     "JudgeConfig",
+    "LinearConfig",
     "MarketConfig",
     "Mix",
     "Mixing",
+    "Negatives",
     "PairSet",
+    "PositionBias",
     "QueryStyle",
     "Recipe",
     "RefineConfig",
