@@ -61,7 +61,7 @@ def main() -> None:
     else:
         num_queries, num_requests, seeds = arguments.queries, arguments.requests, arguments.seeds
         if arguments.quick:
-            num_queries, num_requests, seeds = 120, 400, 1
+            num_queries, num_requests, seeds = 120, 1000, 1
         market = Market.made(num_queries)
         for ranker in arguments.rankers:
             market_table(market, ranker, num_requests=num_requests, num_seeds=seeds)
