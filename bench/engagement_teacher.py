@@ -38,7 +38,7 @@ Floats = NDArray[np.float64]
 Order = Callable[[random.Random, Group], list[int]]
 Rows = list[dict[str, Any]]
 
-ARMS: Final = ("ignored", "known", "harvested", "regression_em", "additive_tower", "factorised_tower")
+ARMS: Final = ("ignored", "known", "harvested", "em", "regression_em", "additive_tower", "factorised_tower")
 PENALTIES: Final = (10.0, 3.0, 1.0, 0.3)
 MARKET_SEED: Final = 7
 
@@ -194,7 +194,7 @@ def market_table(market: Market, ranker: str, *, num_requests: int, num_seeds: i
         shown = market.traffic("train", RANKERS[ranker], num_requests=num_requests, seed=seed)
         for name, action, config in configs():
             found[name].append(market.learnt(shown, config, action))
-            if config.clicks.position_bias in ("harvested", "regression_em"):
+            if config.clicks.position_bias in ("harvested", "em", "regression_em"):
                 curves.setdefault(name, []).append(examination(shown, config.clicks, market.pairs))
         held_out = market.traffic("calibration", RANKERS[ranker], num_requests=num_requests // 2, seed=seed)
         for when, value in calibration_errors(market, found["known"][-1], held_out, unbiased):
@@ -214,7 +214,7 @@ def print_arms(found: Mapping[str, Sequence[Floats]], unbiased: Seen) -> None:
     number_N = np.empty(len(unbiased.query_N), dtype=np.int64)
     for number, rows in enumerate(queries):
         number_N[rows] = number
-    for name, action, config in configs():
+    for name, action, _ in configs():
         plain = "ignored" if action == "click" else "apply, negatives shown"
         labels = unbiased.taken[action]
 
@@ -239,7 +239,7 @@ def print_arms(found: Mapping[str, Sequence[Floats]], unbiased: Seen) -> None:
 def calibration_errors(market: Market, logits: Floats, held_out: Rows, unbiased: Seen) -> Iterator[tuple[str, float]]:
     """The ECE of click probabilities on unbiased traffic before isotonic calibration and after it."""
     seen = Seen.of(held_out, market)
-    calibrated = fit_isotonic(logits[seen.pair_N], seen.taken["click"], seen.propensity_N)
+    calibrated = fit_isotonic(logits[seen.pair_N], seen.taken["click"], seen.propensity_N, np.ones(len(seen.pair_N)))
     for when, mapped in (("before", logits), ("after", calibrated(logits))):
         probs = unbiased.propensity_N / (1 + np.exp(-mapped[unbiased.pair_N]))
         yield when, ece(unbiased.taken["click"], probs)

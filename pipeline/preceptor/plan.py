@@ -278,13 +278,11 @@ def _engagement(recipe: Recipe, teacher: TeacherConfig | LinearConfig) -> list[S
         return engagement_teacher(teacher, corpus=records["corpus"], storage=recipe.storage, out=out)
 
     sets: tuple[PairSet, ...] = ENGAGEMENT_SETS if recipe.distill is not None else ("shown holdout",)
-    rows = "every train impression" if isinstance(teacher, LinearConfig) else _training_rows(teacher)
-    return [
-        Step(name="engagement_teacher", needs=("corpus",), rows=rows, run=train),
-        _score_linear(sets)
-        if isinstance(teacher, LinearConfig)
-        else _score("engagement_scores", "engagement_teacher", teacher, sets),
-    ]
+    if isinstance(teacher, LinearConfig):
+        rows, scores = "every train impression", _score_linear(sets)
+    else:
+        rows, scores = _training_rows(teacher), _score("engagement_scores", "engagement_teacher", teacher, sets)
+    return [Step(name="engagement_teacher", needs=("corpus",), rows=rows, run=train), scores]
 
 
 def _score_linear(sets: tuple[PairSet, ...]) -> Step:

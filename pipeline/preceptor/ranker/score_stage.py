@@ -157,14 +157,20 @@ def logit_rows(
     slices = head_slices(ranker.heads)
     logits = score_requests(ranker, tokenizer, [request for request, _ in grouped])
     return [
-        {"block": block, "pair_id": pair_id, "head": head, "logits": _mapped(logits_NR[index, rows].tolist(), maps.get(head))}
+        {
+            "block": block,
+            "pair_id": pair_id,
+            "head": head,
+            "logits": _mapped(logits_NR[index, rows], maps.get(head)),
+        }
         for (_, pair_ids), logits_NR in zip(grouped, logits, strict=True)
         for index, pair_id in enumerate(pair_ids)
         for head, rows in slices.items()
     ]
 
 
-def _mapped(logits: list[float], calibration: Isotonic | None) -> list[float]:
+def _mapped(logits_R: Any, calibration: Isotonic | None) -> list[float]:
+    logits = [float(value) for value in logits_R]
     return logits if calibration is None else [float(value) for value in calibration(logits)]
 
 

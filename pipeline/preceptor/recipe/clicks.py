@@ -7,10 +7,10 @@ from typing import Final, Literal
 
 from preceptor.recipe.checks import require
 
-PositionBias = Literal["known", "ignored", "harvested", "regression_em", "additive_tower", "factorised_tower"]
-"""known: the impressions' own propensities. ignored: every impression was examined. harvested, regression_em: estimated
-from the train impressions (teachers/position_bias.py). The towers learn examination with the model and drop it
-at scoring: as a logit added for the position, or as a factor, click = examined x attracted."""
+PositionBias = Literal["known", "ignored", "harvested", "em", "regression_em", "additive_tower", "factorised_tower"]
+"""known: the impressions' own propensities. ignored: every impression was examined. harvested, em, regression_em:
+estimated from the train impressions (teachers/position_bias.py). The towers learn examination with the model and drop
+it at scoring: as a logit added for the position, or as a factor, click = examined x attracted."""
 
 TOWERS: Final = ("additive_tower", "factorised_tower")
 

@@ -51,5 +51,6 @@ def action_maps(
                 [logits[name][row["pair_id"]] for row in rows],
                 [row[name] for row in rows],
                 [row["examined"] for row in rows],
+                [row["shown"] for row in rows],
             )
     return maps

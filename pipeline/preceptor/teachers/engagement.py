@@ -23,6 +23,7 @@ from preceptor.errors import InputError, RecipeError
 from preceptor.recipe import ClicksConfig, LinearConfig, TeacherConfig
 from preceptor.recipe.clicks import TOWERS
 from preceptor.record import Record, begin
+from preceptor.teachers.linear import word_features
 from preceptor.teachers.position_bias import count_cells, harvested, regression_em
 from preceptor.teachers.relevance import train_teacher
 
@@ -116,14 +117,18 @@ def examination(
 ) -> np.ndarray[Any, np.dtype[np.float64]]:
     """The examination [K] of each position, estimated from clicks; the first is 1.
 
-    Regression-EM regresses attraction on the words of the document and on which pair it is. The words alone leave much
-    of attraction unexplained, what a position's documents have in common is then taken for the position's: on the
-    synthetic market examination of position 8 came out at 0.10 to 0.12 for 0.23. Identities alone are plain EM.
+    ``em`` knows a pair by its identity, ``regression_em`` by the words of its document. Prefer ``harvested``: on the
+    synthetic market, 30,000 impressions of 6,910 pairs, it was off by 0.03 at most, ``em`` by 0.11 (four impressions
+    are too few to know a pair by) and ``regression_em`` by 0.13 (attraction that words do not explain is taken for
+    the position's, since a ranker puts the like together).
     """
     cells = count_cells(shown)
     if config.position_bias == "harvested":
         return harvested(cells)
-    return regression_em(cells).examination_K
+    if config.position_bias == "em":
+        return regression_em(cells).examination_K
+    words = word_features([pairs[pair_id]["document"] for pair_id in cells.pair_ids])
+    return regression_em(cells, words).examination_K
 
 
 def click_examples(shown: Iterable[Exposure], config: ClicksConfig = DEFAULT) -> Iterator[dict[str, Any]]:

@@ -68,17 +68,23 @@ def pair_features(pairs: Sequence[Mapping[str, str]], config: LinearConfig) -> A
     its products with those of query and member, coordinate by coordinate, where these are not empty.
     """
     from scipy import sparse
-    from sklearn.feature_extraction.text import HashingVectorizer
 
-    hashed = HashingVectorizer(
-        n_features=config.num_hashed, ngram_range=(1, 2), binary=True, token_pattern=r"(?u)\b\w+\b|[^\w\s]"
-    )
-    blocks = [hashed.transform([row["document"] for row in pairs])]
+    blocks = [word_features([row["document"] for row in pairs], num_hashed=config.num_hashed)]
     if config.encoder == "minilm":
         documents, *asked = (_embedded([row[name] for row in pairs]) for name in ("document", "query", "profile"))
         blocks += [sparse.csr_matrix(_EMBEDDED * documents)]
         blocks += [sparse.csr_matrix(documents * other * np.sqrt(documents.shape[1])) for other in asked if other.any()]
     return sparse.hstack(blocks).tocsr()
+
+
+def word_features(texts: Sequence[str], *, num_hashed: int = 8192) -> Any:
+    """Sparse rows [len(texts), num_hashed] of unit length: which words, signs and pairs of them stand in each text."""
+    from sklearn.feature_extraction.text import HashingVectorizer
+
+    hashed = HashingVectorizer(
+        n_features=num_hashed, ngram_range=(1, 2), binary=True, token_pattern=r"(?u)\b\w+\b|[^\w\s]"
+    )
+    return hashed.transform(texts)
 
 
 def _embedded(texts: Sequence[str]) -> Floats:
@@ -209,9 +215,10 @@ def additive_tower(scores_D: Floats, tower_K: Floats, lesson: Lesson) -> Slopes:
 
 
 def factorised_tower(scores_D: Floats, tower_K: Floats, lesson: Lesson) -> Slopes:
-    """Cross-entropy of each cell's actions with P = exp(b_k) sigmoid(s), b of the first position 0: examined x attracted.
+    """Cross-entropy of each cell's actions with P = exp(b_k) sigmoid(s), b of the first position 0.
 
-    The position-based model's own likelihood, of which regression-EM is another way up; P is held under 1.
+    Click = examined x attracted: the position-based model's own likelihood, which regression-EM climbs in another way.
+    P is held under 1.
     """
     cells = lesson.cells
     tower = _first_zero(tower_K)

@@ -92,15 +92,7 @@ def lessons(
     request_number = {request: index for index, request in enumerate(requests)}
     group_D = np.array([request_number[pairs[name]["query_id"], pairs[name]["profile_id"]] for name in pair_ids])
     if config.clicks.position_bias in TOWERS:
-        rows = [(row["pair_id"], row.get("position", 1) - 1, row) for row in shown]
-        return {
-            action: _lesson(
-                [(number[name], place, row["shown"], row[action]) for name, place, row in rows if row[action] is not None],
-                group_D, config.clicks.position_bias, tuple(pair_ids),
-            )
-            for action in ACTIONS
-            if any(row[action] is not None for row in shown)
-        }  # fmt: skip
+        return _tower_lessons(shown, number, group_D, config.clicks.position_bias)
     examples = list(click_examples(corrected(shown, config.clicks, pairs), config.clicks))
     return {
         action: _lesson(
@@ -116,6 +108,19 @@ def lessons(
         for action in ACTIONS
         if any(row["head"] == action for row in examples)
     }
+
+
+def _tower_lessons(
+    shown: Sequence[Mapping[str, Any]], number: Mapping[str, int], group_D: Any, loss: Loss
+) -> dict[str, Lesson]:
+    """As `lessons`, by position; where positions are not known all stand at the first."""
+    found = {}
+    for action in ACTIONS:
+        rows = [row for row in shown if row[action] is not None]
+        if rows:
+            cells = [(number[row["pair_id"]], row.get("position", 1) - 1, row["shown"], row[action]) for row in rows]
+            found[action] = _lesson(cells, group_D, loss, tuple(number))
+    return found
 
 
 def _lesson(

@@ -188,8 +188,9 @@ def regression_em(
     theta_K = 1.0 / np.sqrt(np.arange(1, num + 1))
     gamma_D = np.full(num_pairs, min(max(rate / float(theta_K.mean()), _LEAST), 0.9))
     regression = None if features_DF is None else _Regression(features_DF, shown_D, penalty)
-    done = 0
-    for done in range(1, max_rounds + 1):
+    num_rounds = 0
+    while num_rounds < max_rounds:
+        num_rounds += 1
         theta_C, gamma_C = theta_K[cells.place_C], gamma_D[cells.pair_C]
         missed_C = (cells.shown_C - cells.taken_C) / np.maximum(1 - theta_C * gamma_C, _LEAST)
         examined_C = cells.taken_C + missed_C * theta_C * (1 - gamma_C)
@@ -202,7 +203,7 @@ def regression_em(
         if change < tolerance:
             break
     return Examined(
-        examination_K=theta_K / theta_K[0], attraction_D=np.minimum(gamma_D * theta_K[0], 1.0), num_rounds=done
+        examination_K=theta_K / theta_K[0], attraction_D=np.minimum(gamma_D * theta_K[0], 1.0), num_rounds=num_rounds
     )
 
 
