@@ -5,7 +5,7 @@
 
 On the synthetic market the truth is known: teachers learn from traffic that a ranker ordered and are measured on
 traffic in random order, for queries they have not seen. Rankers: `engaged`, the market's own, orders by attraction and
-words; `lexical` by words alone; `suitable` by grade. Every teacher is the linear one, so that only the correction
+words; `lexical` by words alone; `suitable` by grade; `modest` against shine. Every teacher is the linear one, so that only the correction
 differs; intervals are paired bootstraps over holdout queries of the mean over seeds. On real headlines (the folder of
 headline_tests.parquet) teachers are compared on train tests by cross-validation; `--dev` then measures the dev tests.
 """
@@ -89,6 +89,7 @@ RANKERS: Final[Mapping[str, Order]] = {
     "engaged": _engaged,
     "lexical": _by(_overlap, 0.25),
     "suitable": _by(lambda item, group: item.overall / 4, 0.25),
+    "modest": _by(lambda item, group: -clicks.shine(item.posting), 0.25),
 }
 
 
@@ -177,9 +178,11 @@ class Seen:
 def configs() -> Iterator[tuple[str, str, LinearConfig]]:
     """(name, action, config) of every teacher."""
     for arm in ARMS:
-        yield arm, "click", LinearConfig(clicks=ClicksConfig(position_bias=arm), penalties=PENALTIES)
+        taught = ClicksConfig(position_bias=arm, weight="shown")
+        yield arm, "click", LinearConfig(clicks=taught, penalties=PENALTIES)
+    yield "known, weighed by examined", "click", LinearConfig(clicks=ClicksConfig(), penalties=PENALTIES)
     for negatives in ("shown", "clicked", "sampled"):
-        taught = ClicksConfig(negatives=negatives, negative_share=0.25)
+        taught = ClicksConfig(negatives=negatives, negative_share=0.25, weight="shown")
         yield f"apply, negatives {negatives}", "apply", LinearConfig(clicks=taught, penalties=PENALTIES)
 
 

@@ -21,9 +21,9 @@ Floats = NDArray[np.float64]
 
 NUM_FOLDS: Final = 5
 TEACHERS: Final = (
-    ("words, pointwise", LinearConfig()),
+    ("words, pointwise", LinearConfig(clicks=ClicksConfig())),
     ("words, within", LinearConfig(clicks=ClicksConfig(loss="within"))),
-    ("words and embedding, pointwise", LinearConfig(encoder="minilm")),
+    ("words and embedding, pointwise", LinearConfig(encoder="minilm", clicks=ClicksConfig())),
     ("words and embedding, within", LinearConfig(encoder="minilm", clicks=ClicksConfig(loss="within"))),
 )
 

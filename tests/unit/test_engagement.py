@@ -191,6 +191,14 @@ def test_sampled_negatives_weigh_as_much_as_all_of_them() -> None:
     assert found == [row for row in click_examples(rows, config) if row["head"] == "apply"]
 
 
+def test_a_rate_may_weigh_what_was_shown_in_place_of_what_was_examined() -> None:
+    rows = [exposed(examined=0.25, click=1.0), exposed(examined=0.75)]
+    for config, weight in ((ClicksConfig(), 1.0), (ClicksConfig(weight="shown"), 2.0)):
+        assert list(click_examples(rows, config)) == [
+            {"pair_id": "a", "head": "click", "target": [1.0], "weight": weight}
+        ]
+
+
 def test_the_position_bias_of_the_recipe_decides_what_was_examined() -> None:
     rows = [{**row, "shown": 1.0, "examined": 0.123, "split": "train"} for row in logged(5)]
     assert corrected(rows, ClicksConfig(), {}) == rows
@@ -454,5 +462,7 @@ def test_choices_that_contradict_are_refused() -> None:
         ClicksConfig(position_bias="additive_tower", loss="within")
     with pytest.raises(RecipeError, match="negative_share"):
         ClicksConfig(negative_share=0.0)
+    with pytest.raises(RecipeError, match="counts examinations, got weight shown"):
+        ClicksConfig(loss="within", weight="shown")
     with pytest.raises(RecipeError, match="penalties"):
         LinearConfig(penalties=())

@@ -34,6 +34,9 @@ class ClicksConfig:
     loss: Literal["pointwise", "within"] = "pointwise"
     """pointwise: cross-entropy of each rate. within: which of a request's documents the actions went to, and no more;
     what differs between requests, as the topic or the day, then teaches nothing."""
+    weight: Literal["examined", "shown"] = "examined"
+    """What a pair's rate weighs. examined: how often it was, the least noise. shown: how often it was shown, as it will
+    be shown again: a model that cannot fit every rate then fits those of documents a ranker put low as well."""
     calibration: Literal["none", "isotonic"] = "none"
 
     def __post_init__(self) -> None:
@@ -41,6 +44,10 @@ class ClicksConfig:
         require(
             self.loss == "pointwise" or self.position_bias not in TOWERS,
             f"a tower needs the pointwise loss, got {self.loss} with {self.position_bias}",
+        )
+        require(
+            self.loss == "pointwise" or self.weight == "examined",
+            f"the loss within requests counts examinations, got weight {self.weight}; use examined",
         )
 
 
@@ -53,7 +60,7 @@ class LinearConfig:
     on average: the best on held-out requests of the train split wins, the first of equals.
     """
 
-    clicks: ClicksConfig = field(default_factory=ClicksConfig)
+    clicks: ClicksConfig = field(default_factory=lambda: ClicksConfig(weight="shown"))
     encoder: Literal["none", "minilm"] = "none"
     num_hashed: int = 8192
     penalties: tuple[float, ...] = (30.0, 10.0, 3.0, 1.0, 0.3, 0.1)

@@ -138,12 +138,13 @@ def click_examples(shown: Iterable[Exposure], config: ClicksConfig = DEFAULT) ->
     the sum of propensities is an unbiased estimate of attraction, and cross-entropy weighted by that sum has its
     minimum there. Rates above 1, possible by chance, are cut to 1. `config.negatives` masks negatives of apply: with
     ``clicked`` the rate and the weight are of clicks; with ``sampled`` a hashed share of the pairs never applied to
-    is kept and weighs one over the share.
+    is kept and weighs one over the share. With `config.weight` shown a rate weighs how often the pair was shown.
     """
     totals: dict[str, dict[str, float]] = {}
     for row in shown:
-        total = totals.setdefault(row["pair_id"], {"examined": 0.0})
+        total = totals.setdefault(row["pair_id"], {"examined": 0.0, "shown": 0.0})
         total["examined"] += row["examined"]
+        total["shown"] += row.get("shown", 1.0)
         for action in ACTIONS:
             if row[action] is not None:
                 total[action] = total.get(action, 0.0) + row[action]
@@ -169,5 +170,5 @@ def _weight(pair_id: str, total: Mapping[str, float], action: str, config: Click
         return total.get("click", 0.0)
     if action == "apply" and config.negatives == "sampled" and not total["apply"]:
         drawn = int(content_id("negative", pair_id), 16) / 2**64
-        return total["examined"] / config.negative_share if drawn < config.negative_share else 0.0
-    return total["examined"]
+        return total[config.weight] / config.negative_share if drawn < config.negative_share else 0.0
+    return total[config.weight]
