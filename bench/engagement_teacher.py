@@ -4,10 +4,11 @@
     .venv/bin/python bench/engagement_teacher.py --headlines DIR [--dev]
 
 On the synthetic market the truth is known: teachers learn from traffic that a ranker ordered and are measured on
-traffic in random order, for queries they have not seen. Rankers: `engaged`, the market's own, orders by attraction and
-words; `lexical` by words alone; `suitable` by grade; `modest` against shine. Every teacher is the linear one, so that only the correction
-differs; intervals are paired bootstraps over holdout queries of the mean over seeds. On real headlines (the folder of
-headline_tests.parquet) teachers are compared on train tests by cross-validation; `--dev` then measures the dev tests.
+traffic in random order, for queries they have not seen. Rankers, each with noise: `engaged`, the market's own, orders
+by attraction and words; `lexical` by words; `suitable` by grade; `modest` against shine. Every teacher is the linear
+one, so that only the correction differs; intervals are paired bootstraps over holdout queries of the mean over seeds.
+On real headlines (the folder of headline_tests.parquet) teachers are compared on train tests by cross-validation;
+`--dev` then measures the dev tests.
 """
 
 from __future__ import annotations
