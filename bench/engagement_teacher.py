@@ -46,9 +46,9 @@ MARKET_SEED: Final = 7
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--queries", type=int, default=1500, help="queries of the market, 10 postings each")
-    parser.add_argument("--requests", type=int, default=4000, help="logged requests of a seed")
-    parser.add_argument("--seeds", type=int, default=3, help="draws of traffic")
+    parser.add_argument("--queries", type=int, default=1000, help="queries of the market, 10 postings each")
+    parser.add_argument("--requests", type=int, default=3000, help="logged requests of a seed")
+    parser.add_argument("--seeds", type=int, default=2, help="draws of traffic")
     parser.add_argument("--rankers", nargs="+", default=list(RANKERS), choices=list(RANKERS))
     parser.add_argument("--headlines", type=Path, help="folder of headline_tests.parquet: measure headlines instead")
     parser.add_argument("--dev", action="store_true", help="with --headlines: measure the dev tests as well")

@@ -22,13 +22,17 @@ from preceptor.errors import InputError, RecipeError
 from preceptor.evaluation.metrics import auc, ece
 from preceptor.market import clicks
 from preceptor.plan import make_plan
+from preceptor.ranker.backbones import resolve_backbone
 from preceptor.ranker.isotonic import fit_isotonic, load_calibration, save_calibration
 from preceptor.ranker.losses import Normalisers, Objective, Targets, action_within, loss_terms
+from preceptor.ranker.model import action_heads, init_ranker
+from preceptor.ranker.score_stage import logit_rows
 from preceptor.ranker.text import with_numbers
 from preceptor.recipe import BackboneConfig, ClicksConfig, LinearConfig, TeacherConfig, TrainConfig
 from preceptor.recipes import tiny
 from preceptor.record import Record, to_jsonable
-from preceptor.teachers.engagement import click_examples, corrected, engagement_teacher
+from preceptor.teachers.calibrated import calibrate_ranker
+from preceptor.teachers.engagement import click_examples, corrected, engagement_teacher, exposures
 from preceptor.teachers.linear import Lesson, slopes
 from preceptor.teachers.linear_stage import LinearScores, load_linear, score_linear
 from preceptor.teachers.position_bias import Cells, count_cells, harvested, intervention_rates, regression_em
@@ -343,6 +347,25 @@ def test_a_map_is_fitted_to_what_was_shown_though_a_ranker_shows_the_better_on_t
     # Half of the documents attract by 0.8 and stand on top, half by 0.2 and stand low; their logits are the same.
     found = fit_isotonic([0.0, 0.0], [800, 40], [1000, 200], [1000, 1000])
     assert 1 / (1 + math.exp(-found(0.0))) == pytest.approx(0.5)
+
+
+def test_a_calibrated_ranker_says_what_was_observed_and_its_weights_stay(corpus: Record, tmp_path: Path) -> None:
+    limits = BackboneConfig(source="random-tiny", num_layers=1, max_prefix_tokens=16, max_document_tokens=24)
+    ranker, tokenizer = init_ranker(limits, resolve_backbone(limits.source), action_heads())
+    ranker.save(tmp_path, tokenizer)
+    files = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
+    held_out = [row for row in exposures(corpus) if row["split"] == "calibration"]
+    wanted = {row["pair_id"] for row in held_out}
+    pairs = {
+        row["pair_id"]: row for row in read_table(corpus.path / "pairs", PAIRS).to_pylist() if row["pair_id"] in wanted
+    }
+    calibrate_ranker(tmp_path, held_out, pairs)
+    assert {name: (tmp_path / name).read_bytes() for name in files} == files
+    rows = logit_rows(ranker, tokenizer, list(pairs.values()), block="", maps=load_calibration(tmp_path))
+    # Untrained, it says one half of every pair: calibrated it says the mean rate of all.
+    said = {1 / (1 + math.exp(-row["logits"][0])) for row in rows if row["head"] == "click"}
+    rate = np.mean([row["click"] / row["examined"] for row in held_out])
+    assert list(said) == pytest.approx([rate], abs=1e-6)
 
 
 # numbers as text
