@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from preceptor.plan import make_plan
-from preceptor.recipe import Recipe
+from preceptor.recipe import Recipe, TeacherConfig
 from preceptor.recipes import tiny
 from preceptor.running import forecast, run_steps
 
@@ -24,7 +24,7 @@ NUM_LAYERS = 3
 def recipe() -> Recipe:
     """The recipe `tiny` with an engagement teacher of fewer layers; the relevance teacher is not touched."""
     start = tiny()
-    assert start.engagement is not None
+    assert isinstance(start.engagement, TeacherConfig)
     backbone = replace(start.engagement.backbone, num_layers=NUM_LAYERS)
     return replace(start, engagement=replace(start.engagement, backbone=backbone))
 

@@ -109,8 +109,8 @@ def _plan(arguments: argparse.Namespace) -> int:
 def _plan_training(recipe: Recipe, arguments: argparse.Namespace) -> int:
     from preceptor.training_memory import Cluster, render_training
 
-    relevance = recipe.relevance if isinstance(recipe.relevance, TeacherConfig) else None
-    learner = recipe.distill or relevance or recipe.engagement
+    teachers = [found for found in (recipe.relevance, recipe.engagement) if isinstance(found, TeacherConfig)]
+    learner = recipe.distill or next(iter(teachers), None)
     require(learner is not None, f"recipe '{recipe.name}' trains no language model: plan demo --training, say")
     assert learner is not None
     train = learner.train

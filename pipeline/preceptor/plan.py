@@ -19,6 +19,7 @@ from preceptor.recipe import (
     HeadlinesConfig,
     JobmatchConfig,
     JudgeConfig,
+    LinearConfig,
     MarketConfig,
     MatchConfig,
     PairSet,
@@ -206,17 +207,31 @@ def _relevance_teacher(recipe: Recipe, teacher: TeacherConfig | MatchConfig, *, 
     return Step(name="relevance_teacher", needs=needs, rows=training_rows(training), run=run)
 
 
-def _engagement(recipe: Recipe, teacher: TeacherConfig) -> list[Step]:
+def _engagement(recipe: Recipe, teacher: TeacherConfig | LinearConfig) -> list[Step]:
     def train(records: Records, out: Path) -> Record:
         from preceptor.teachers.engagement import engagement_teacher
 
         return engagement_teacher(teacher, corpus=records["corpus"], storage=recipe.storage, out=out)
 
     sets: tuple[PairSet, ...] = ENGAGEMENT_SETS if recipe.distill is not None else ("shown holdout",)
-    return [
-        Step(name="engagement_teacher", needs=("corpus",), rows=training_rows(teacher.train), run=train),
-        _score("engagement_scores", "engagement_teacher", teacher.scoring, sets),
-    ]
+    if isinstance(teacher, LinearConfig):
+        rows, scores = "every train impression", _score_linear(sets)
+    else:
+        rows, scores = (
+            training_rows(teacher.train),
+            _score("engagement_scores", "engagement_teacher", teacher.scoring, sets),
+        )
+    return [Step(name="engagement_teacher", needs=("corpus",), rows=rows, run=train), scores]
+
+
+def _score_linear(sets: tuple[PairSet, ...]) -> Step:
+    def run(records: Records, out: Path) -> Record:
+        from preceptor.teachers.linear_stage import LinearScores, score_linear
+
+        wanted = LinearScores(system="engagement", sets=sets)
+        return score_linear(wanted, corpus=records["corpus"], model=records["engagement_teacher"], out=out)
+
+    return Step(name="engagement_scores", needs=("corpus", "engagement_teacher"), rows=" and ".join(sets), run=run)
 
 
 def _student(recipe: Recipe, config: DistillConfig) -> list[Step]:

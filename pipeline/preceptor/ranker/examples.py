@@ -112,15 +112,21 @@ def normalisers_of(groups: Sequence[Group], heads: Sequence[Head]) -> Normaliser
     totals = {"grade": 0.0, "action": 0.0}
     actions = [head.name for head in heads if head.kind == "action"]
     num_ordered = num_orders = 0
+    taken = 0.0
     for group in groups:
         for targets in group.targets:
-            for name, (_, weight) in targets.items():
+            for name, (target, weight) in targets.items():
                 if name in kinds:
                     totals[kinds[name]] += weight
+                    taken += target[0] * weight if kinds[name] == "action" else 0.0
         num_ordered += any(first_grade in targets for targets in group.targets)
         num_orders += sum(any(action in targets for targets in group.targets) for action in actions)
     return Normalisers(
-        grade=totals["grade"], action=totals["action"], groups=float(num_ordered), orders=float(num_orders)
+        grade=totals["grade"],
+        action=totals["action"],
+        groups=float(num_ordered),
+        orders=float(num_orders),
+        taken=taken,
     )
 
 

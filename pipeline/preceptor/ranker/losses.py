@@ -19,7 +19,16 @@ from torch.nn.functional import binary_cross_entropy_with_logits, log_softmax
 
 from preceptor.contracts import NUM_GRADES
 
-TERMS: Final = ("grade", "action", "listwise", "grade_margin", "grade_listnet", "action_margin", "action_listnet")
+TERMS: Final = (
+    "grade",
+    "action",
+    "listwise",
+    "grade_margin",
+    "grade_listnet",
+    "action_margin",
+    "action_listnet",
+    "action_within",
+)
 """The loss terms, in the order they are added up."""
 
 ALWAYS: Final = TERMS[:3]
@@ -55,6 +64,8 @@ class Normalisers:
     """Requests with a target of the first grade head."""
     orders: float = 0.0
     """Requests with a target of an action head, summed over these heads."""
+    taken: float = 0.0
+    """Actions taken: target times weight, summed over documents and action heads."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +79,7 @@ class Objective:
     grade_listnet: float = 0.0
     action_margin: float = 0.0
     action_listnet: float = 0.0
+    action_within: float = 0.0
 
 
 def graded_kl(logits_NG5: Tensor, targets: Targets) -> Tensor:
@@ -142,6 +154,27 @@ def list_net(scores_NK: Tensor, wanted_NK: Tensor, seen_NK: Tensor, group_N: Ten
     return -(wanted_QNK * predicted_QNK).masked_fill(~member_QNK, 0.0).sum()
 
 
+def action_within(logits_NA: Tensor, targets: Targets) -> Tensor:
+    """Negative log-likelihood of which of a request's documents its actions went to, given how many, in nats.
+
+    A weight is an expected number of examinations and a target a rate, so their product counts actions. If these are
+    Poisson with mean weight * exp(logit + request), then, given their sum, a document has the share
+    weight exp(logit) / sum over the request: McFadden's conditional logit (1974), listwise with clicks as soft targets
+    and exposure as an offset. What a request's documents share, as the topic or the day, drops out. The share's own
+    constant, target * weight * log(weight), is left out. A request with one document adds 0.
+    """
+    num_groups = int(targets.group_N.max()) + 1 if len(targets.group_N) else 0
+    groups_Q1 = torch.arange(num_groups, device=targets.group_N.device).unsqueeze(1)
+    seen_NA = targets.action_weights_NA > 0
+    member_QNA = (targets.group_N.unsqueeze(0) == groups_Q1).unsqueeze(-1) & seen_NA
+    offset_NA = torch.where(seen_NA, targets.action_weights_NA, 1.0).log()
+    lowest = torch.finfo(logits_NA.dtype).min
+    raised_QNA = (logits_NA + offset_NA).expand(num_groups, -1, -1).masked_fill(~member_QNA, lowest)
+    share_QNA = log_softmax(raised_QNA, dim=1).masked_fill(~member_QNA, 0.0)
+    taken_NA = targets.action_probs_NA * targets.action_weights_NA
+    return -(taken_NA * (share_QNA.sum(0) - offset_NA * seen_NA)).sum()
+
+
 def grade_log_odds(log_probs_N5: Tensor) -> Tensor:
     """Log-odds [N, 1] of the expected grade as a share of the highest: the same ranking as its own, without bounds."""
     # log(0) of the grade that adds nothing to one side would leave a gradient that is not a number.
@@ -176,6 +209,8 @@ def loss_terms(
             scores_N1 = grade_log_odds(log_softmax(grade_logits_NG5[:, 0], dim=-1))
             columns = (scores_N1, wanted_N1, targets.grade_weights_NG[:, :1] > 0, group_N)
             terms |= _order_terms("grade", columns, objective, norm.groups)
+    if action_logits_NA.shape[1] and norm.taken and objective.action_within:
+        terms["action_within"] = action_within(action_logits_NA, targets) / norm.taken
     if action_logits_NA.shape[1] and norm.orders and (objective.action_margin or objective.action_listnet):
         wanted_NA = torch.logit(targets.action_probs_NA, eps=SMALLEST_SHARE)
         columns = (action_logits_NA, wanted_NA, targets.action_weights_NA > 0, group_N)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final, cast
 
 import pyarrow as pa
@@ -25,6 +26,7 @@ from preceptor.contracts import (
     write_table,
 )
 from preceptor.errors import InputError, StageFailed
+from preceptor.ranker.isotonic import Isotonic, load_calibration
 from preceptor.recipe import PairSet, ScoringConfig
 from preceptor.record import Record, begin
 
@@ -88,18 +90,18 @@ def _rows_of(corpus: Record, name: PairSet) -> Iterator[dict[str, str]]:
         split = name.removeprefix("golden ")
         yield from (row for row in read_table(corpus.path / "golden", GOLDEN).to_pylist() if row["split"] == split)
         return
-    shown = _shown_holdout(corpus) if name == "shown holdout" else frozenset()
+    shown = frozenset() if name == "pool" else _shown(corpus, name.removeprefix("shown "))
     for table in iter_tables(corpus.path / "pairs", PAIRS):
         for row in table.to_pylist():
             if row["split"] == "train" if name == "pool" else row["pair_id"] in shown:
                 yield row
 
 
-def _shown_holdout(corpus: Record) -> frozenset[str]:
-    """The pairs that holdout impressions show, or holdout counts where the source knows no more."""
+def _shown(corpus: Record, split: str) -> frozenset[str]:
+    """The pairs that impressions of `split` show, or its counts where the source knows no more."""
     counts = corpus.path / "counts"
     exposed = read_table(counts, COUNTS) if counts.is_dir() else read_table(corpus.path / "impressions", IMPRESSIONS)
-    return frozenset(exposed.filter(pc.equal(exposed["split"], "holdout"))["pair_id"].to_pylist())
+    return frozenset(exposed.filter(pc.equal(exposed["split"], split))["pair_id"].to_pylist())
 
 
 class _Scorer:
@@ -117,12 +119,13 @@ class _Scorer:
             torch.set_num_threads(max((os.cpu_count() or 1) // scoring.num_actors, 1))
         ranker, self._tokenizer = load_ranker(Path(model), dtype=getattr(torch, scoring.precision))
         self._ranker = ranker.to(device)
+        self._maps = load_calibration(Path(model))
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         rows = batch.to_pylist()
         done: list[dict[str, Any]] = []
         for row in rows:
-            done += logit_rows(self._ranker, self._tokenizer, row["pairs"], block=row["block"])
+            done += logit_rows(self._ranker, self._tokenizer, row["pairs"], block=row["block"], maps=self._maps)
         return pa.Table.from_pylist(done, schema=_LOGITS)
 
 
@@ -137,8 +140,15 @@ _LOGITS: Final = pa.schema(
 _REQUESTS: Final = pa.schema([("block", pa.string()), ("pairs", pa.list_(pa.struct([*PAIRS])))])
 
 
-def logit_rows(ranker: Any, tokenizer: Any, pairs: Sequence[dict[str, str]], *, block: str) -> list[dict[str, Any]]:
-    """One row {block, pair_id, head, logits} for each pair and head of the ranker."""
+def logit_rows(
+    ranker: Any,
+    tokenizer: Any,
+    pairs: Sequence[dict[str, str]],
+    *,
+    block: str,
+    maps: Mapping[str, Isotonic] = MappingProxyType({}),
+) -> list[dict[str, Any]]:
+    """One row {block, pair_id, head, logits} for each pair and head of the ranker; `maps` calibrates action heads."""
     from preceptor.ranker.batches import group_requests
     from preceptor.ranker.model import head_slices
     from preceptor.ranker.scoring import score_requests
@@ -147,11 +157,21 @@ def logit_rows(ranker: Any, tokenizer: Any, pairs: Sequence[dict[str, str]], *, 
     slices = head_slices(ranker.heads)
     logits = score_requests(ranker, tokenizer, [request for request, _ in grouped])
     return [
-        {"block": block, "pair_id": pair_id, "head": head, "logits": logits_NR[index, rows].tolist()}
+        {
+            "block": block,
+            "pair_id": pair_id,
+            "head": head,
+            "logits": _mapped(logits_NR[index, rows], maps.get(head)),
+        }
         for (_, pair_ids), logits_NR in zip(grouped, logits, strict=True)
         for index, pair_id in enumerate(pair_ids)
         for head, rows in slices.items()
     ]
+
+
+def _mapped(logits_R: Any, calibration: Isotonic | None) -> list[float]:
+    logits = [float(value) for value in logits_R]
+    return logits if calibration is None else [float(value) for value in calibration(logits)]
 
 
 def _logits_of_blocks(

@@ -8,7 +8,9 @@ tokenizers that merge punctuation with a line break after it, as Llama 3's and Q
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from decimal import Decimal
 from typing import Any, Final
 
 _ANSWER: Final = "\nGrade: "
@@ -27,6 +29,26 @@ def render_document(document: str) -> str:
 def render_pair(query: str, profile: str, document: str) -> str:
     """The whole text of a pair, for people and for tokenizers that never merge across the document's line break."""
     return render_prefix(query, profile) + render_document(document) + _ANSWER
+
+
+def with_numbers(text: str, numbers: Mapping[str, float | None]) -> str:
+    """`text` with its numeric features as last words: ``Nurse, Leeds [pay 34.5 | distance km 3]``.
+
+    Features stand by name in alphabetical order, with three significant digits and never an exponent, so that equal
+    values read the same wherever they come from; what is None or not a number is left out. The text, and with it the
+    document_id, then belongs to these values.
+    """
+    said = [
+        f"{' '.join(name.replace('_', ' ').split())} {_plain_number(value)}"
+        for name, value in sorted(numbers.items())
+        if value is not None and math.isfinite(value)
+    ]
+    return f"{text} [{' | '.join(said)}]" if said else text
+
+
+def _plain_number(value: float) -> str:
+    rounded = Decimal(f"{value:.3g}")
+    return format(rounded.normalize() if rounded else Decimal(0), "f")
 
 
 def prefix_token_ids(tokenizer: Any, query: str, profile: str, *, max_prefix_tokens: int) -> list[int]:

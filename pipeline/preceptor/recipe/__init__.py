@@ -5,6 +5,7 @@ decisions (the floor a judge must reach, the mix of the teachers, the gate's thr
 checks itself when it is built and raises RecipeError.
 """
 
+from preceptor.recipe.clicks import ClicksConfig, LinearConfig, Negatives, PositionBias
 from preceptor.recipe.compute import BackboneConfig, EngineConfig, ScoringConfig, TrainConfig
 from preceptor.recipe.judges import JudgeConfig
 from preceptor.recipe.lessons import FixedMixing, GradientMixing, Mix, Mixing, UncertaintyMixing, Voice
@@ -36,6 +37,7 @@ __all__ = [
     "BackboneConfig",
     "Blend",
     "Budget",
+    "ClicksConfig",
     "CorporaConfig",
     "CorpusFile",
     "DistillConfig",
@@ -48,11 +50,14 @@ __all__ = [
     "Importance",
     "JobmatchConfig",
     "JudgeConfig",
+    "LinearConfig",
     "MarketConfig",
     "MatchConfig",
     "Mix",
     "Mixing",
+    "Negatives",
     "PairSet",
+    "PositionBias",
     "PruneConfig",
     "QueryStyle",
     "Recipe",

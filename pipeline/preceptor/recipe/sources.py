@@ -173,6 +173,6 @@ class CorporaConfig:
 
 Source = MarketConfig | JobmatchConfig | HeadlinesConfig | CorporaConfig
 
-PairSet = Literal["pool", "golden calibration", "golden holdout", "shown holdout"]
-"""pool: the unlabelled pairs of split train. golden calibration: what a judge is measured on. golden holdout, shown
-holdout: what the gate measures on."""
+PairSet = Literal["pool", "golden calibration", "golden holdout", "shown calibration", "shown holdout"]
+"""pool: the unlabelled pairs of split train. golden calibration: what a judge is measured on. shown calibration: what
+an action's probabilities are calibrated on. golden holdout, shown holdout: what the gate measures on."""

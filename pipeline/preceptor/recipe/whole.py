@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Final, Literal
 
 from preceptor.recipe.checks import LATER, require
+from preceptor.recipe.clicks import ClicksConfig, LinearConfig
 from preceptor.recipe.compute import BackboneConfig, ScoringConfig, TrainConfig
 from preceptor.recipe.judges import JudgeConfig
 from preceptor.recipe.lessons import FixedMixing, Mix, Mixing, Voice
@@ -19,12 +20,13 @@ from preceptor.recipe.sources import JobmatchConfig, Source
 @dataclass(frozen=True, kw_only=True)
 class TeacherConfig:
     """One teacher: its backbone and training, and how it scores pairs. `listwise` weighs the order of a request's
-    documents beside their grades."""
+    documents beside their grades; `clicks` is how an engagement teacher reads impressions."""
 
     backbone: BackboneConfig
     train: TrainConfig
     scoring: ScoringConfig = field(default_factory=ScoringConfig)
     listwise: float = 0.5
+    clicks: ClicksConfig = field(default=ClicksConfig(), metadata=LATER)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +117,7 @@ class Recipe:
     """Who labels the pool once calibrated: the judge as it is, or the relevance teacher tuned on golden-train."""
     judge: JudgeConfig | None
     relevance: TeacherConfig | MatchConfig | None
-    engagement: TeacherConfig | None
+    engagement: TeacherConfig | LinearConfig | None
     distill: DistillConfig | None
     gate: GateConfig
     num_tuned_pairs: int = 100

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
@@ -22,8 +22,11 @@ from preceptor.contracts import (
 from preceptor.errors import InputError
 from preceptor.golden import tuning_rows
 from preceptor.policy import load_policy
-from preceptor.recipe import TeacherConfig
+from preceptor.recipe import ClicksConfig, TeacherConfig
 from preceptor.record import Record, StageRun, begin
+
+if TYPE_CHECKING:
+    from preceptor.ranker.losses import Objective
 
 
 def relevance_teacher(
@@ -79,9 +82,17 @@ def label_examples(labels: pa.Table) -> list[dict[str, Any]]:
 
 
 def train_teacher(
-    run: StageRun, config: TeacherConfig, *, head_names: list[str], kind: str, num_pairs: int, storage: str | None
+    run: StageRun,
+    config: TeacherConfig,
+    *,
+    head_names: list[str],
+    kind: str,
+    num_pairs: int,
+    storage: str | None,
+    finishing: Callable[[Path], Mapping[str, Any]] | None = None,
 ) -> Record:
-    """The finished record of a teacher trained on ``{run.out}/training``."""
+    """The finished record of a teacher trained on ``{run.out}/training``; `finishing` may add to the model's
+    directory, and to the metrics, before the record is written."""
     from preceptor.ranker.backbones import resolve_backbone
     from preceptor.ranker.fit import FitJob, fit
     from preceptor.ranker.losses import Objective
@@ -97,7 +108,7 @@ def train_teacher(
     objective = (
         Objective(grade=1.0, action=0.0, listwise=config.listwise)
         if kind == "grade"
-        else Objective(grade=0.0, action=1.0, listwise=0.0)
+        else _action_objective(config.clicks)
     )
     result = fit(
         FitJob(
@@ -112,12 +123,21 @@ def train_teacher(
         storage=storage,
     )
     shutil.rmtree(initial)
+    more = finishing(result.model) if finishing is not None else {}
     return run.finish(
         num_rows_in=num_pairs,
         num_rows_kept=num_pairs,
-        metrics={"losses": result.losses, "num_parameters": num_parameters, "heads": head_names},
+        metrics={"losses": result.losses, "num_parameters": num_parameters, "heads": head_names, **more},
         cost={"train_s": result.seconds},
     )
+
+
+def _action_objective(clicks: ClicksConfig) -> Objective:
+    from preceptor.ranker.losses import Objective
+
+    if clicks.loss == "within":
+        return Objective(grade=0.0, action=0.0, listwise=0.0, action_within=1.0)
+    return Objective(grade=0.0, action=1.0, listwise=0.0)
 
 
 def _golden_rows(folder: Path) -> list[dict[str, Any]]:
