@@ -1,7 +1,7 @@
 """The engagement teacher: what correcting for position, loss and calibration are worth, each against the plain one.
 
-    .venv/bin/python bench/engagement_teacher.py [--quick]
-    .venv/bin/python bench/engagement_teacher.py --headlines DIR [--dev]
+    .venv/bin/python -m bench.engagement_teacher [--quick]
+    .venv/bin/python -m bench.engagement_teacher --headlines DIR [--dev]
 
 On the synthetic market the truth is known: teachers learn from traffic that a ranker ordered and are measured on
 traffic in random order, for queries they have not seen. Rankers, each with noise: `engaged`, the market's own, orders
@@ -29,7 +29,7 @@ from preceptor.market import clicks
 from preceptor.market.groups import Group, generate_group
 from preceptor.policy import load_policy
 from preceptor.ranker.isotonic import fit_isotonic
-from preceptor.recipe import ClicksConfig, LinearConfig
+from preceptor.recipe import ClicksConfig, LinearConfig, Negatives, PositionBias
 from preceptor.recipes import demo
 from preceptor.teachers.engagement import MIN_PROPENSITY, examination
 from preceptor.teachers.linear import fit_head, pair_features
@@ -39,7 +39,16 @@ Floats = NDArray[np.float64]
 Order = Callable[[random.Random, Group], list[int]]
 Rows = list[dict[str, Any]]
 
-ARMS: Final = ("ignored", "known", "harvested", "em", "regression_em", "additive_tower", "factorised_tower")
+ARMS: Final[tuple[PositionBias, ...]] = (
+    "ignored",
+    "known",
+    "harvested",
+    "em",
+    "regression_em",
+    "additive_tower",
+    "factorised_tower",
+)
+NEGATIVES: Final[tuple[Negatives, ...]] = ("shown", "clicked", "sampled")
 PENALTIES: Final = (10.0, 3.0, 1.0, 0.3)
 MARKET_SEED: Final = 7
 
@@ -56,7 +65,7 @@ def main() -> None:
     arguments = parser.parse_args()
     started_s = time.monotonic()
     if arguments.headlines is not None:
-        from headline_teachers import headline_table  # type: ignore[import-not-found]
+        from bench.headline_teachers import headline_table
 
         headline_table(arguments.headlines, dev=arguments.dev, quick=arguments.quick)
     else:
@@ -182,7 +191,7 @@ def configs() -> Iterator[tuple[str, str, LinearConfig]]:
         taught = ClicksConfig(position_bias=arm, weight="shown")
         yield arm, "click", LinearConfig(clicks=taught, penalties=PENALTIES)
     yield "known, weighed by examined", "click", LinearConfig(clicks=ClicksConfig(), penalties=PENALTIES)
-    for negatives in ("shown", "clicked", "sampled"):
+    for negatives in NEGATIVES:
         taught = ClicksConfig(negatives=negatives, negative_share=0.25, weight="shown")
         yield f"apply, negatives {negatives}", "apply", LinearConfig(clicks=taught, penalties=PENALTIES)
 

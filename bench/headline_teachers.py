@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from preceptor.evaluation.metrics import Interval, bootstrap, pair_wins, rows_by_group
 from preceptor.recipe import ClicksConfig, LinearConfig
 from preceptor.sources.headlines import Headline, merge_headlines
-from preceptor.sources.tables import read_source
+from preceptor.sources.tables import Kind, read_source
 from preceptor.teachers.linear import Lesson, fit_head, pair_features
 from preceptor.teachers.position_bias import Cells
 
@@ -31,8 +31,14 @@ TEACHERS: Final = (
 def headline_table(folder: Path, *, dev: bool, quick: bool) -> None:
     """Print the within-test AUC of each teacher: cross-validated on train tests and, with `dev`, on the dev tests."""
     file = folder / "headline_tests.parquet"
-    columns = {"test_id": "text", "headline": "text", "impressions": "integer", "clicks": "integer", "split": "text"}
-    kept, _ = merge_headlines(read_source(file, columns), file)  # type: ignore[arg-type]
+    columns: dict[str, Kind] = {
+        "test_id": "text",
+        "headline": "text",
+        "impressions": "integer",
+        "clicks": "integer",
+        "split": "text",
+    }
+    kept, _ = merge_headlines(read_source(file, columns), file)
     train = [item for item in kept if item.split != "holdout"]
     held_out = [item for item in kept if item.split == "holdout"]
     if quick:

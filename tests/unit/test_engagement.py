@@ -28,7 +28,7 @@ from preceptor.ranker.losses import Normalisers, Objective, Targets, action_with
 from preceptor.ranker.model import action_heads, init_ranker
 from preceptor.ranker.score_stage import logit_rows
 from preceptor.ranker.text import with_numbers
-from preceptor.recipe import BackboneConfig, ClicksConfig, LinearConfig, TeacherConfig, TrainConfig
+from preceptor.recipe import BackboneConfig, ClicksConfig, LinearConfig, PositionBias, TeacherConfig, TrainConfig
 from preceptor.recipes import tiny
 from preceptor.record import Record, to_jsonable
 from preceptor.teachers.calibrated import calibrate_ranker
@@ -207,7 +207,8 @@ def test_the_position_bias_of_the_recipe_decides_what_was_examined() -> None:
     rows = [{**row, "shown": 1.0, "examined": 0.123, "split": "train"} for row in logged(5)]
     assert corrected(rows, ClicksConfig(), {}) == rows
     assert {row["examined"] for row in corrected(rows, ClicksConfig(position_bias="ignored"), {})} == {1.0}
-    for bias in ("harvested", "em"):
+    estimated: tuple[PositionBias, ...] = ("harvested", "em")
+    for bias in estimated:
         found = {row["position"]: row["examined"] for row in corrected(rows, ClicksConfig(position_bias=bias), {})}
         assert [found[k] for k in sorted(found)] == pytest.approx(TRUTH, abs=0.05)
     counts = [{"pair_id": "a", "shown": 9.0, "examined": 9.0, "click": 1.0, "apply": None}]
@@ -346,7 +347,7 @@ def test_calibrated_probabilities_are_those_observed_at_every_position(tmp_path:
 def test_a_map_is_fitted_to_what_was_shown_though_a_ranker_shows_the_better_on_top() -> None:
     # Half of the documents attract by 0.8 and stand on top, half by 0.2 and stand low; their logits are the same.
     found = fit_isotonic([0.0, 0.0], [800, 40], [1000, 200], [1000, 1000])
-    assert 1 / (1 + math.exp(-found(0.0))) == pytest.approx(0.5)
+    assert 1 / (1 + math.exp(-float(found(0.0)))) == pytest.approx(0.5)
 
 
 def test_a_calibrated_ranker_says_what_was_observed_and_its_weights_stay(corpus: Record, tmp_path: Path) -> None:

@@ -25,6 +25,11 @@ from preceptor.teachers.position_bias import Cells
 
 MODEL_FILE: Final = "linear.json"
 
+_TOWER_LOSSES: Final[Mapping[str, Loss]] = {
+    "additive_tower": "additive_tower",
+    "factorised_tower": "factorised_tower",
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class LinearScores:
@@ -91,8 +96,9 @@ def lessons(
     requests = sorted({(pairs[name]["query_id"], pairs[name]["profile_id"]) for name in pair_ids})
     request_number = {request: index for index, request in enumerate(requests)}
     group_D = np.array([request_number[pairs[name]["query_id"], pairs[name]["profile_id"]] for name in pair_ids])
-    if config.clicks.position_bias in TOWERS:
-        return _tower_lessons(shown, number, group_D, config.clicks.position_bias)
+    tower = _TOWER_LOSSES.get(config.clicks.position_bias)
+    if tower is not None:
+        return _tower_lessons(shown, number, group_D, tower)
     examples = list(click_examples(corrected(shown, config.clicks, pairs), config.clicks))
     return {
         action: _lesson(
