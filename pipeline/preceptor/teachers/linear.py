@@ -209,8 +209,8 @@ def additive_tower(scores_D: Floats, tower_K: Floats, lesson: Lesson) -> Slopes:
     value = (cells.shown_C * np.logaddexp(0, logit_C) - cells.taken_C * logit_C).sum()
     return (
         float(value),
-        np.bincount(cells.pair_C, weights=error_C, minlength=len(scores_D)),
-        np.bincount(cells.place_C, weights=error_C, minlength=len(tower_K)),
+        np.bincount(cells.pair_C, weights=error_C, minlength=len(scores_D)).astype(np.float64),
+        np.bincount(cells.place_C, weights=error_C, minlength=len(tower_K)).astype(np.float64),
     )
 
 
@@ -231,8 +231,8 @@ def factorised_tower(scores_D: Floats, tower_K: Floats, lesson: Lesson) -> Slope
     unattracted_D = sigmoid(-scores_D)
     return (
         float(value),
-        np.bincount(cells.pair_C, weights=slope_C, minlength=len(scores_D)) * unattracted_D,
-        np.bincount(cells.place_C, weights=slope_C, minlength=len(tower_K)),
+        np.bincount(cells.pair_C, weights=slope_C, minlength=len(scores_D)).astype(np.float64) * unattracted_D,
+        np.bincount(cells.place_C, weights=slope_C, minlength=len(tower_K)).astype(np.float64),
     )
 
 

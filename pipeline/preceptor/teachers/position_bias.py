@@ -183,7 +183,7 @@ def regression_em(
     """
     num, num_pairs = cells.num_positions, len(cells.pair_ids)
     shown_K = np.bincount(cells.place_C, weights=cells.shown_C, minlength=num)
-    shown_D = np.bincount(cells.pair_C, weights=cells.shown_C, minlength=num_pairs)
+    shown_D = np.bincount(cells.pair_C, weights=cells.shown_C, minlength=num_pairs).astype(np.float64)
     rate = float(cells.taken_C.sum() / cells.shown_C.sum())
     theta_K = 1.0 / np.sqrt(np.arange(1, num + 1))
     gamma_D = np.full(num_pairs, min(max(rate / float(theta_K.mean()), _LEAST), 0.9))
