@@ -31,13 +31,7 @@ TEACHERS: Final = (
 def headline_table(folder: Path, *, dev: bool, quick: bool) -> None:
     """Print the within-test AUC of each teacher: cross-validated on train tests and, with `dev`, on the dev tests."""
     file = folder / "headline_tests.parquet"
-    columns: dict[str, Kind] = {
-        "test_id": "text",
-        "headline": "text",
-        "impressions": "integer",
-        "clicks": "integer",
-        "split": "text",
-    }
+    columns = dict[str, Kind](test_id="text", headline="text", impressions="integer", clicks="integer", split="text")
     kept, _ = merge_headlines(read_source(file, columns), file)
     train = [item for item in kept if item.split != "holdout"]
     held_out = [item for item in kept if item.split == "holdout"]
