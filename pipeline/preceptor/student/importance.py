@@ -53,18 +53,27 @@ def layer_changes(ranker: Ranker, batches: Sequence[PackedBatch]) -> list[float]
 
     Source: the block influence of Men et al., "ShortGPT" (arXiv 2403.03853), section 3.
     """
-    layers = ranker.classifier.model.layers
-    totals = [0.0] * len(layers)
-    num_tokens = [0] * len(layers)
+    model = ranker.classifier.model
+    num_layers = len(model.layers)
+    totals = [0.0] * num_layers
+    num_tokens = [0] * num_layers
+    # What a layer reads is what the one before has left; the last norm reads what the last layer has left.
+    readers = [*(layer.input_layernorm for layer in model.layers), model.norm]
+    left: dict[int, Tensor] = {}
 
-    def add(index: int, before: Tensor, after: Any, ends_N: Tensor) -> None:
-        pair = (before, after[0] if isinstance(after, tuple) else after)
-        before_TH, after_TH = (_read(hidden, index, len(layers), ends_N).float() for hidden in pair)
+    def add(reader: int, hidden_1TH: Tensor, ends_N: Tensor) -> None:
+        left[reader] = hidden_1TH
+        if reader == 0:
+            return
+        index = reader - 1
+        before_TH, after_TH = (
+            _read(found, index, num_layers, ends_N).float() for found in (left.pop(index), hidden_1TH)
+        )
         totals[index] += float((1 - cosine_similarity(before_TH, after_TH, dim=-1)).double().sum())
         num_tokens[index] += len(before_TH)
 
     for batch in batches:
-        with _hooked(layers, lambda i, args, out, batch=batch: add(i, args[0], out, batch.ends_N)):  # type: ignore[misc]
+        with _hooked(readers, lambda i, args, _out, batch=batch: add(i, args[0], batch.ends_N)):  # type: ignore[misc]
             ranker(batch)
     return [total / max(count, 1) for total, count in zip(totals, num_tokens, strict=True)]
 
@@ -222,8 +231,9 @@ def _rest(kept: Tensor, total: int) -> Tensor:
 
 
 def _read(states_1TX: Tensor, index: int, num_layers: int, ends_N: Tensor) -> Tensor:
-    """What is read of a layer's tokens: all of them, of the last layer the documents' ends."""
-    return states_1TX[0].index_select(0, ends_N) if index == num_layers - 1 else states_1TX[0]
+    """What is read of a layer's tokens: all of them, of the last layer the documents' ends, where it computed more."""
+    more = index == num_layers - 1 and states_1TX.shape[1] != len(ends_N)
+    return states_1TX[0].index_select(0, ends_N) if more else states_1TX[0]
 
 
 @contextmanager
