@@ -130,13 +130,11 @@ class SplitScorer:
         started_s = self._clock()
         try:
             answer = await _sound(candidate, seen.query, seen.profile, seen.documents)
-            compared = seen.beside(answer, took_ms=1000 * (self._clock() - started_s))
-            self.series.shadows["compared"] += 1
+            compared, outcome = seen.beside(answer, took_ms=1000 * (self._clock() - started_s)), "compared"
         except Exception as error:
-            compared = seen.failed(reason_of(error), took_ms=1000 * (self._clock() - started_s))
-            self.series.shadows["failed"] += 1
-        if table.keep is not None and not table.keep(compared):
-            self.series.shadows["lost"] += 1
+            compared, outcome = seen.failed(reason_of(error), took_ms=1000 * (self._clock() - started_s)), "failed"
+        kept = table.keep is None or table.keep(compared)
+        self.series.shadows[outcome if kept else "lost"] += 1
 
 
 async def _sound(scorer: AsyncScorer, query: str, profile: str, documents: Sequence[str]) -> Answer:

@@ -219,7 +219,7 @@ def test_a_shadow_that_fails_or_is_not_drawn_changes_nothing():
         scorer = split(SHADOW, FailingScorer(RuntimeError(SECRET)), keep=full)
         assert (await scorer.score("q", "p", ["d"])).identity.bundle_id == "old"
         await scorer.settled()
-        assert dict(scorer.series.shadows) == {"failed": 1, "lost": 1}
+        assert dict(scorer.series.shadows) == {"lost": 1}
         assert kept[0].failure == "defect"
         undrawn = split(replace(SHADOW, shadow=0.5), FailingScorer(RuntimeError("never asked")))
         await undrawn.score("q", "p", ["d"])
