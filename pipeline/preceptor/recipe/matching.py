@@ -42,7 +42,7 @@ class MatchConfig:
     weight_decay: float = 0.1
     temperature: float = 0.05
     num_folds: int = 3
-    ridge: float = 1e-3
+    ridge: float = 1e-4
     seed: int = 17
 
     def __post_init__(self) -> None:
