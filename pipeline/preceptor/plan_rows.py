@@ -27,6 +27,8 @@ def corpus_rows(recipe: Recipe) -> str:
 def training_rows(teacher: TeacherConfig | MatchConfig) -> str:
     """How long the teacher trains, and on how much at most."""
     if isinstance(teacher, MatchConfig):
+        if not teacher.tunes:
+            return f"a sum of {len(teacher.signals)} signals"
         num_steps, num_titles = teacher.rounds * teacher.num_steps, teacher.pairs_per_step
         return f"{teacher.num_folds + 1} adapters of {num_steps:,} steps, {num_titles:,} titles each"
     train = teacher.train
