@@ -37,10 +37,11 @@ DEPTH = 20
 OURS = MatchConfig()
 VARIANTS: Mapping[str, MatchConfig] = {
     "teacher": OURS,
-    "teacher, as shipped": replace(OURS, signals=("text", "names", "best_name", "title_text", "title_names")),
     "teacher, no weak pairs": replace(OURS, shares={"judged": 1.0}),
     "teacher, no second round": replace(OURS, rounds=1, num_steps=OURS.rounds * OURS.num_steps),
-    "teacher, no adapter": replace(OURS, signals=tuple(name for name in OURS.signals if not name.startswith("tuned"))),
+    "teacher, as shipped (no adapter)": replace(
+        OURS, signals=tuple(name for name in OURS.signals if not name.startswith("tuned"))
+    ),
     "teacher, tuned signals alone": replace(OURS, signals=("tuned_text", "tuned_names")),
     "teacher, no names": replace(OURS, signals=("text", "title_text", "tuned_text")),
 }

@@ -149,7 +149,7 @@ def jobmatch() -> Recipe:
             num_candidates=50,
         ),
         judge=replace(recipe.judge, dimensions=(OVERALL,), floor=0.2),
-        relevance=MatchConfig(signals=("text", "names", "best_name", "title_text", "title_names")),
+        relevance=MatchConfig(signals=("text", "names", "best_name", "title_text", "title_names", "words")),
         engagement=TeacherConfig(backbone=replace(backbone, num_layers=6), train=replace(unsharded, num_steps=100)),
         distill=replace(recipe.distill, num_layers=None, backbone=smaller, train=replace(unsharded, num_steps=250)),
         gate=GateConfig(

@@ -383,7 +383,7 @@ def test_the_jobmatch_recipe_matches_and_hosts_no_teacher() -> None:
     recipe = find_recipe("jobmatch")
     assert isinstance(recipe.relevance, MatchConfig) and isinstance(recipe.source, JobmatchConfig)
     rows = {step.name: step.rows for step in make_plan(recipe)}
-    assert "vLLM" not in rows["relevance_scores"] and rows["relevance_teacher"] == "a sum of 5 signals"
+    assert "vLLM" not in rows["relevance_scores"] and rows["relevance_teacher"] == "a sum of 6 signals"
     assert recipe.distill is not None and recipe.distill.backbone is not None
 
 

@@ -233,9 +233,7 @@ def load_matcher(folder: Path) -> Matcher:
         described = json.loads(file.read_text())
         wanted, fusions = described["preceptor_match"], described["preceptor_fusions"]
     except (OSError, json.JSONDecodeError, KeyError) as error:
-        raise InputError(
-            f"{file}: not a matching teacher ({error}). Point at a match_teacher stage's model/."
-        ) from error
+        raise InputError(f"{file}: no matching teacher ({error}). Point at a match_teacher stage's model/.") from error
     config = MatchConfig(**{**wanted, "signals": tuple(wanted["signals"])})
     adapter = None
     if config.tunes:
