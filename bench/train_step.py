@@ -27,7 +27,7 @@ from preceptor.ranker.examples import draw_documents, groups_of_step, load_group
 from preceptor.ranker.fit import accumulate_step, freeze_embeddings, make_optimizer, shard
 from preceptor.ranker.losses import Objective
 from preceptor.ranker.model import grade_heads, init_ranker, load_ranker
-from preceptor.recipe import TrainConfig
+from preceptor.recipe import TeacherConfig, TrainConfig
 from preceptor.recipes import demo
 
 VARIANTS = (
@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, help="rounds; the medians are over them (default: 3)")
     arguments = parser.parse_args()
     teacher = demo().relevance
-    assert teacher is not None
+    assert isinstance(teacher, TeacherConfig)
     backbone = replace(teacher.backbone, num_layers=arguments.layers)
     seconds: dict[str, list[float]] = {name: [] for name, _, _ in VARIANTS}
     with tempfile.TemporaryDirectory() as folder:

@@ -122,10 +122,10 @@ def demo() -> Recipe:
 def jobmatch() -> Recipe:
     """Real occupations and postings (O*NET, ESCO, their crosswalk); clicks simulated. Reranks MiniLM's candidates.
 
-    The relevance teacher matches texts and names over MiniLM's embeddings, as they are: its adapter (tuned signals and
-    weak pairs) has not been measured yet. A language model of 135 M parameters, tuned for 13 minutes in its place,
-    stayed under MiniLM's own order (bench/RESULTS.md). The floor is low: 4 of 5 of the candidates that the teacher is
-    calibrated on are not listed in the crosswalk and count as grade 0. A product would ask for far more.
+    The relevance teacher matches texts and names over MiniLM's embeddings and an adapter of them. A language model of
+    135 M parameters, tuned for 13 minutes in its place, stayed under MiniLM's own order (bench/RESULTS.md). The floor
+    is low: 4 of 5 of the candidates that the teacher is calibrated on are not listed in the crosswalk and count as
+    grade 0. A product would ask for far more.
     """
     backbone = BackboneConfig(source="smollm2-135m", num_layers=10, max_prefix_tokens=112, max_document_tokens=112)
     train = TrainConfig(
@@ -147,9 +147,10 @@ def jobmatch() -> Recipe:
             data=DATA,
             num_train_candidates=8,
             num_candidates=50,
+            weak=("occupation_title", "posting_title"),
         ),
         judge=replace(recipe.judge, dimensions=(OVERALL,), floor=0.2),
-        relevance=MatchConfig(signals=("text", "names", "best_name", "title_text", "title_names", "words")),
+        relevance=MatchConfig(),
         engagement=TeacherConfig(backbone=replace(backbone, num_layers=6), train=replace(unsharded, num_steps=100)),
         distill=replace(recipe.distill, num_layers=None, backbone=smaller, train=replace(unsharded, num_steps=250)),
         gate=GateConfig(

@@ -23,7 +23,7 @@ from preceptor.cli import main
 from preceptor.contracts import GATE_REPORT, LABELS, OVERALL, REJECTS, SCORES, read_table
 from preceptor.plan import make_plan
 from preceptor.policy import load_policy
-from preceptor.recipe import POLICY_DIR, Voice
+from preceptor.recipe import POLICY_DIR, TeacherConfig, Voice
 from preceptor.recipes import tiny
 from preceptor.record import Record, read_record
 from preceptor.running import forecast
@@ -199,7 +199,7 @@ READS_SCORES = ["distill", "student_scores", "gate", "export"]
 @pytest.mark.parametrize("teacher", ["relevance", "engagement"])
 def test_a_replaced_teacher_is_scored_and_distilled_anew_and_nothing_else(teacher: str, tiny_run: Path) -> None:
     start = tiny()
-    assert start.relevance is not None and start.engagement is not None
+    assert isinstance(start.relevance, TeacherConfig) and start.engagement is not None
     # Both teachers of `tiny` are the same but for what they learn.
     new = replace(start.relevance, backbone=replace(start.relevance.backbone, num_layers=3))
     changed = {"relevance": replace(start, relevance=new), "engagement": replace(start, engagement=new)}[teacher]

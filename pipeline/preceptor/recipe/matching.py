@@ -36,7 +36,7 @@ class MatchConfig:
     )
     signals: tuple[Signal, ...] = SIGNALS
     rounds: int = 2
-    num_steps: int = 150
+    num_steps: int = 40
     pairs_per_step: int = 256
     learning_rate: float = 1e-3
     weight_decay: float = 0.1
