@@ -16,6 +16,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -148,7 +149,7 @@ def names_too(dev: Dev, collection: Collection) -> np.ndarray:
 
 def cross_encoded(
     corpus: Record,
-    documents: Sequence[Mapping[str, object]],
+    documents: Sequence[Mapping[str, Any]],
     rows: Mapping[str, int],
     dev: Dev,
     minilm: np.ndarray,
@@ -157,7 +158,7 @@ def cross_encoded(
     out: Path,
 ) -> np.ndarray:
     """Scores of a cross-encoder for MiniLM's best postings of each dev query; the others follow in MiniLM's order."""
-    texts = [cross_encoder.pair_text(item["names"], item["text"]) for item in documents]  # type: ignore[arg-type]
+    texts = [cross_encoder.pair_text(item["names"], item["text"]) for item in documents]
     model = cross_encoder.tune(train_lists(corpus, rows, texts), backbone=encoder_dir(), seconds=seconds, out=out)
     found = minilm.astype(np.float64) - 1e6
     best = np.argsort(-minilm, axis=1)[:, :DEPTH]
@@ -174,7 +175,7 @@ def train_lists(corpus: Record, rows: Mapping[str, int], texts: Sequence[str]) -
     candidates: dict[tuple[str, str], list[int]] = {}
     for row in read_table(corpus.path / "candidates", CANDIDATES).to_pylist():
         candidates.setdefault((row["query_id"], row["profile_id"]), []).append(rows[row["document_key"]])
-    lists = []
+    lists: list[dict[str, object]] = []
     for query in read_asked(corpus.path, rows, ["train"]):
         drawn = list(dict.fromkeys([*query.grades, *candidates.get(query.group, [])]))
         drawn = drawn[: cross_encoder.DOCUMENTS_PER_QUERY]

@@ -27,7 +27,7 @@ class Stop:
         """The callback."""
         from transformers import TrainerCallback
 
-        class _Stop(TrainerCallback):  # type: ignore[misc]
+        class _Stop(TrainerCallback):
             started = 0.0
 
             def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

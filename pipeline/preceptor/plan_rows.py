@@ -27,6 +27,8 @@ def corpus_rows(recipe: Recipe) -> str:
 def training_rows(train: TrainConfig | MatchConfig) -> str:
     """How long a training takes, and on how much at most."""
     if isinstance(train, MatchConfig):
+        if not train.tunes:
+            return f"a sum of {len(train.signals)} signals"
         num_steps, num_titles = train.rounds * train.num_steps, train.pairs_per_step
         return f"{train.num_folds + 1} adapters of {num_steps:,} steps, {num_titles:,} titles each"
     num_pairs = train.num_steps * train.groups_per_step * train.documents_per_group

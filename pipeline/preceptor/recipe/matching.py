@@ -36,13 +36,13 @@ class MatchConfig:
     )
     signals: tuple[Signal, ...] = SIGNALS
     rounds: int = 2
-    num_steps: int = 150
+    num_steps: int = 40
     pairs_per_step: int = 256
     learning_rate: float = 1e-3
     weight_decay: float = 0.1
     temperature: float = 0.05
     num_folds: int = 3
-    ridge: float = 1e-3
+    ridge: float = 1e-4
     seed: int = 17
 
     def __post_init__(self) -> None:

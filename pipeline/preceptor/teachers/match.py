@@ -184,7 +184,7 @@ def out_of_fold(
     values: dict[str, list[float]] = {}
     for number, query in enumerate(queries):
         fusion = fusions[_KINDS[0] if query.described else _KINDS[1]]
-        ways = {name: signals[number, :, index] for index, name in enumerate(config.signals)}
+        ways: dict[str, Matrix] = {str(name): signals[number, :, index] for index, name in enumerate(config.signals)}
         ways["sum"] = fusion.scores(signals[number : number + 1])[0]
         for name, scores in ways.items():
             values.setdefault(f"{query.slice} {name}", []).append(ndcg_at(grades[number], scores, k=_CUT))
@@ -233,9 +233,7 @@ def load_matcher(folder: Path) -> Matcher:
         described = json.loads(file.read_text())
         wanted, fusions = described["preceptor_match"], described["preceptor_fusions"]
     except (OSError, json.JSONDecodeError, KeyError) as error:
-        raise InputError(
-            f"{file}: not a matching teacher ({error}). Point at a match_teacher stage's model/."
-        ) from error
+        raise InputError(f"{file}: no matching teacher ({error}). Point at a match_teacher stage's model/.") from error
     config = MatchConfig(**{**wanted, "signals": tuple(wanted["signals"])})
     adapter = None
     if config.tunes:

@@ -89,7 +89,7 @@ def train_adapter(
             wanted = torch.from_numpy(_shares(drawn, column))
             loss = torch.stack([_loss(queries, view, posting_HH, wanted, config.temperature) for view in views]).mean()
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             losses.append(round(loss.item(), 4))
     return Adapter(query_HH=query_HH.detach().numpy(), posting_HH=posting_HH.detach().numpy()), losses

@@ -93,7 +93,7 @@ def _minimise(parameters: list[Any], loss: Callable[[], Tensor]) -> None:
     def closure() -> float:
         optimizer.zero_grad()
         value = loss()
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         return float(value.detach())
 
     optimizer.step(closure)
