@@ -27,7 +27,7 @@ demo: $(STAMP)  ## the whole path on the embedded market: runs/demo/report.html
 
 # Two processes: Rays and engines that start leave cores idle (tests/conftest.py says who gets what).
 test: $(STAMP)  ## all tests except the slow ones
-	@$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder
+	@$(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder
 
 check: $(STAMP)  ## lint, format and types, changing nothing
 	@$(BIN)/ruff check

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -19,22 +20,36 @@ settings.register_profile("untimed", deadline=None)
 settings.load_profile("untimed")
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
+# Files of tests/integration whose tests want the finished run of `tiny`, as those of tests/e2e do.
+_ON_THE_TINY_RUN = ("test_judge_vllm.py", "test_lineage.py", "test_prune_path.py")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Deal the tests out to the processes of ``make test``: what shares a Ray together, every other file for itself.
+    """Longest first: what starts Rays and engines before what is hermetic, so that `make test` ends evenly."""
+    items.sort(key=lambda item: (_scope(item.nodeid).startswith("tests/unit"), _scope(item.nodeid) != "tiny run"))
 
-    Longest first: whoever shares the Ray, then files that start processes of their own, then the hermetic ones.
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Deal the tests out to the processes of `make test` by `_scope`.
+
+    xdist's own groups (--dist loadgroup) do not work with pytest 9.2, which keeps the ids of tests elsewhere.
     """
-    items.sort(key=_turn)
-    for item in items:
-        shared = _turn(item) == 0
-        item.add_marker(pytest.mark.xdist_group("local-ray" if shared else item.nodeid.partition("::")[0]))
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByScope(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return _scope(nodeid)
+
+    return ByScope(config, log)
 
 
-def _turn(item: pytest.Item) -> int:
-    if "local_ray" in getattr(item, "fixturenames", ()):
-        return 0
-    return 1 if item.get_closest_marker("integration") or item.get_closest_marker("e2e") else 2
+def _scope(nodeid: str) -> str:
+    """What one process takes: all on the tiny run, which takes a minute to make; what starts Rays; any other file."""
+    file = nodeid.partition("::")[0]
+    if file.startswith("tests/e2e/") or file.endswith(_ON_THE_TINY_RUN):
+        return "tiny run"
+    return "tests/integration" if file.startswith("tests/integration/") else file
 
 
 @pytest.fixture(scope="session")

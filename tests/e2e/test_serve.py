@@ -302,13 +302,13 @@ def test_replicas_come_with_waiting_tokens_and_go_again_without_a_lost_request(
     serve.run(build(args), name="scaled", route_prefix="/scaled", logging_config={"enable_access_log": False})
 
     def reaches(num_replicas: int) -> None:
-        end_s = time.monotonic() + 60
+        end_s = time.monotonic() + 240
         while time.monotonic() < end_s:
             states = serve.status().applications["scaled"].deployments["Scorer"].replica_states
             if {str(state): num for state, num in states.items()} == {"RUNNING": num_replicas}:
                 return
             time.sleep(0.1)
-        raise AssertionError(f"not {num_replicas} replicas within 60 s but {states}")
+        raise AssertionError(f"not {num_replicas} replicas within 240 s but {states}")
 
     callers = Callers(session, "/scaled/v1/score")
     try:
