@@ -29,13 +29,13 @@ from preceptor.contracts import GOLDEN, OVERALL, read_table
 from preceptor.errors import InputError
 from preceptor.evaluation.holdout import expected_gain
 from preceptor.evaluation.metrics import Interval, bootstrap, ndcg_at
+from preceptor.local_ray import ray_cluster
 from preceptor.ranker.batches import Request, group_requests
 from preceptor.ranker.model import Ranker, load_ranker
 from preceptor.ranker.score_stage import logit_rows
 from preceptor.recipe import DistillConfig, PruneConfig, Recipe
 from preceptor.recipes import find_recipe
 from preceptor.record import Record, read_record
-from preceptor.running import ray_cluster
 from preceptor.student.prune import prune
 from preceptor.student.recover import recover
 from preceptor.student.shapes import parameters_of

@@ -35,7 +35,8 @@ import aiohttp
 from bench.peers.load import percentile
 from bench.peers.student import RequestShape, body, make_bundle, requests
 from preceptor.bundle import load_bundle
-from preceptor.running import free_port, ray_cluster
+from preceptor.local_ray import ray_cluster
+from preceptor.running import free_port
 
 OLD, NEW = "old", "new"
 JSON = {"content-type": "application/json"}

@@ -32,7 +32,8 @@ import aiohttp
 from bench.peers.load import percentile
 from bench.peers.student import RequestShape, ScoreRequest, body, make_bundle, requests
 from preceptor.bundle import load_bundle
-from preceptor.running import free_port, ray_cluster
+from preceptor.local_ray import ray_cluster
+from preceptor.running import free_port
 from preceptor_serve.engine.loading import load_engine
 from preceptor_serve.engine.options import EngineOptions
 

@@ -300,7 +300,7 @@ def describe(path: Path) -> dict[str, Any]:
         }
     except KeyError as error:
         raise InputError(f"{file}: lacks {error}. The bundle is damaged; export it again.") from error
-    except (ValueError, TypeError, AttributeError, RecipeError) as error:
+    except (OSError, ValueError, TypeError, AttributeError, RecipeError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{file}: not readable ({reason}). The bundle is damaged; export it again.") from error
     if not known:

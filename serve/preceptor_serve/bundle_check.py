@@ -55,11 +55,17 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
+def error_in(account: str) -> tuple[str, str] | None:
+    """(name, message) of the last of this project's errors that `account`, Serve's traceback, quotes."""
+    said: list[tuple[str, str]] = _SAID.findall(account)
+    return said[-1] if said else None
+
+
 def reason_of(failure: Exception, bundle: Path) -> PreceptorError:
     """What the replica itself raised, where `failure`, Serve's account of it, quotes one of this project's errors."""
-    said = _SAID.findall(str(failure))
-    if not said:
+    said = error_in(str(failure))
+    if said is None:
         return StageFailed(f"{bundle}: the application did not start; the Serve logs say why.")
-    name, message = said[-1]
+    name, message = said
     kind = getattr(errors, name, StageFailed)
     return kind(message) if isinstance(kind, type) and issubclass(kind, PreceptorError) else StageFailed(message)

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -25,11 +23,12 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview, ReplicaState
 
-from preceptor.bundle import BUNDLE_FILE
-from preceptor.errors import InputError, StageFailed, last_line
+from preceptor.bundle import describe
+from preceptor.errors import StageFailed, last_line
 from preceptor_serve import routing as steps
 from preceptor_serve.app import AppArgs, build_scorers, scorers_of
 from preceptor_serve.board import read_routing, write_routing
+from preceptor_serve.bundle_check import error_in
 from preceptor_serve.routing import Routing
 from preceptor_serve.scorer import Identity
 
@@ -86,7 +85,7 @@ class Running:
 
     def stage(self, bundle: Path) -> str:
         """The bundle at `bundle` as the candidate, started and probed, with no share yet."""
-        slot = f"{self.app}-{bundle_id_of(bundle)}"
+        slot = f"{self.app}-{describe(bundle)['bundle_id']}"
         was = self.routing()
         # Refused before anything is started.
         now = steps.staged(was, slot)
@@ -249,17 +248,6 @@ class Running:
 _QUIET: Final = {"log_level": "WARNING", "enable_access_log": False}
 
 
-def bundle_id_of(bundle: Path) -> str:
-    """The id that the bundle at `bundle` gives itself; InputError where it says none. Its replica checks the rest."""
-    file = bundle / BUNDLE_FILE
-    try:
-        return str(json.loads(file.read_text())["bundle_id"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = os.strerror(error.errno) if isinstance(error, OSError) and error.errno else type(error).__name__
-        way_out = "Point at the bundle/ directory of an export stage."
-        raise InputError(f"{file}: not readable ({reason}). {way_out}") from error
-
-
 def _application(slot: str) -> ApplicationStatusOverview | None:
     return serve.status().applications.get(slot)
 
@@ -289,7 +277,9 @@ def _declared(app: str) -> Mapping[str, Any]:
 
 
 def _cause(message: str) -> str:
-    """The line of a replica's message that names the error, which Serve wraps in a traceback."""
+    """What a replica's message names as the error, which Serve wraps in a traceback."""
+    if (said := error_in(message)) is not None:
+        return ": ".join(said)[:300]
     lines = [line.strip() for line in message.splitlines() if line.strip()]
-    named = [line for line in lines if line.startswith("preceptor.errors.") or "Error: " in line]
-    return (named or lines or ["no reason given"])[-1].removeprefix("preceptor.errors.")[:300]
+    named = [line for line in lines if "Error: " in line]
+    return (named or lines or ["no reason given"])[-1][:300]

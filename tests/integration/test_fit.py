@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import random
 import threading
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -125,6 +126,19 @@ class Killer:
                 self.killed.append(worker.pid)
 
 
+@contextmanager
+def killing(out: Path) -> Iterator[Killer]:
+    """A Killer of the run in `out` that watches while the body runs."""
+    killer = Killer(out=out)
+    thread = threading.Thread(target=killer.watch)
+    thread.start()
+    try:
+        yield killer
+    finally:
+        killer.stop.set()
+        thread.join()
+
+
 def train_workers() -> list[psutil.Process]:
     found = []
     for child in psutil.Process().children(recursive=True):
@@ -138,15 +152,8 @@ def train_workers() -> list[psutil.Process]:
 def test_a_run_that_ended_goes_on_with_fewer_workers_where_it_was(
     job: FitJob, undisturbed: FitResult, tmp_path: Path
 ) -> None:
-    killer = Killer(out=tmp_path)
-    thread = threading.Thread(target=killer.watch)
-    thread.start()
-    try:
-        with pytest.raises(StageFailed, match="failed more than 0 times"):
-            fit(replace(job, out=tmp_path, config=replace(CONFIG, max_failures=0)), name="fewer")
-    finally:
-        killer.stop.set()
-        thread.join()
+    with killing(tmp_path), pytest.raises(StageFailed, match="failed more than 0 times"):
+        fit(replace(job, out=tmp_path, config=replace(CONFIG, max_failures=0)), name="fewer")
     reached = (tmp_path / "losses.jsonl").read_text().count("\n")
     assert CHECKPOINT_EVERY <= reached < NUM_STEPS
     # Elastic, so that Ray Train decides how many of at most one there are; shards of two become one's.
@@ -160,14 +167,8 @@ def test_a_run_that_ended_goes_on_with_fewer_workers_where_it_was(
 def test_a_killed_worker_costs_the_steps_since_the_last_checkpoint_and_changes_no_byte(
     job: FitJob, undisturbed: FitResult, tmp_path: Path
 ) -> None:
-    killer = Killer(out=tmp_path)
-    thread = threading.Thread(target=killer.watch)
-    thread.start()
-    try:
+    with killing(tmp_path) as killer:
         result = fit(replace(job, out=tmp_path), name="killed")
-    finally:
-        killer.stop.set()
-        thread.join()
     assert len(killer.killed) == 1 and not psutil.pid_exists(killer.killed[0])
     # A file just cut has no row for a moment; a run that began again would show 1, 2, 3, ...
     assert killer.rows_seen_after and not killer.rows_seen_after & set(range(1, CHECKPOINT_EVERY))

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shutil
-import sys
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -35,19 +32,8 @@ from preceptor.teachers.match_adapter import Adapter, Lesson, lesson_chances, mi
 from preceptor.teachers.match_fusion import fit_fusion
 from preceptor.teachers.match_lessons import AskedFor, Title, folds_of, without_fold
 from preceptor.teachers.match_signals import Asked, Collection, best_name, signals_of, soft_names
+from tests.unit import source_data as builders
 
-
-def _builders() -> ModuleType:
-    file = Path(__file__).with_name("test_sources.py")
-    spec = importlib.util.spec_from_file_location("source_builders_of_match", file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-builders = _builders()
 ALL_WEAK = ("occupation_title", "posting_title", "vacancy")
 SMALL = MatchConfig(num_steps=8, pairs_per_step=16, num_folds=2)
 SCORES = MatchScoreConfig(system="relevance", sets=HOSTED_SETS)

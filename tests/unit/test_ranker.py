@@ -35,7 +35,7 @@ from preceptor.contracts import (
 from preceptor.errors import InputError
 from preceptor.ranker import fit
 from preceptor.ranker.backbones import resolve_backbone
-from preceptor.ranker.batches import Request, encode, group_requests, pack
+from preceptor.ranker.batches import Request, encode, group_requests, micro_batches, pack
 from preceptor.ranker.examples import (
     Group,
     draw_documents,
@@ -378,7 +378,7 @@ def test_gradients_of_micro_batches_on_any_number_of_workers_add_up_to_the_full_
 
 @given(lengths=st.lists(st.integers(1, 50), max_size=20), max_tokens=st.integers(1, 80))
 def test_micro_batches_hold_every_group_once_and_no_more_than_asked(lengths: list[int], max_tokens: int) -> None:
-    batches = list(fit.micro_batches(make_groups(1) * len(lengths), lengths, max_tokens))
+    batches = list(micro_batches(lengths, max_tokens))
     assert [index for batch in batches for index in batch] == list(range(len(lengths)))
     assert all(len(batch) == 1 or sum(lengths[index] for index in batch) <= max_tokens for batch in batches)
 

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -27,19 +24,8 @@ from preceptor.sources.jobmatch import jobmatch
 from preceptor.sources.jobmatch_eval import read_queries, rerank_ndcg
 from preceptor.sources.rerank_report import RerankConfig, expected_gains, rerank_report
 from preceptor.sources.tables import HEADLINE_AUCS, RANKINGS
+from tests.unit import source_data as builders
 
-
-def _builders() -> ModuleType:
-    file = Path(__file__).with_name("test_sources.py")
-    spec = importlib.util.spec_from_file_location("source_builders", file)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-builders = _builders()
 RERANK = RerankConfig(num_bootstrap=30)
 HEADLINE = HeadlineReportConfig(num_bootstrap=30)
 

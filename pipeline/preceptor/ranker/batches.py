@@ -5,7 +5,7 @@ The other layout, a padded row for each pair, is what most trainers do; both say
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +56,20 @@ def encode(request: Request, tokenizer: Any, limits: BackboneConfig) -> EncodedR
 def num_tokens(request: EncodedRequest, layout: BatchLayout) -> int:
     """Tokens the request takes in a batch of that layout, by itself."""
     return request.num_tokens if layout == "shared" else request.num_padded_tokens
+
+
+def micro_batches(lengths: Iterable[int], max_tokens: int) -> Iterator[list[int]]:
+    """Indices of `lengths` in order, in batches of at most `max_tokens` together (one index at least)."""
+    batch: list[int] = []
+    used = 0
+    for index, length in enumerate(lengths):
+        if batch and used + length > max_tokens:
+            yield batch
+            batch, used = [], 0
+        batch.append(index)
+        used += length
+    if batch:
+        yield batch
 
 
 def lay_out(requests: Sequence[EncodedRequest], layout: BatchLayout) -> PackedBatch:

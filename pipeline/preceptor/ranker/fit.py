@@ -22,7 +22,7 @@ from torch import nn
 from torch.distributed.fsdp import FSDPModule
 
 from preceptor.errors import StageFailed
-from preceptor.ranker.batches import encode, lay_out, num_tokens
+from preceptor.ranker.batches import encode, lay_out, micro_batches, num_tokens
 from preceptor.ranker.checkpoints import export, restore, save
 from preceptor.ranker.examples import (
     Group,
@@ -118,20 +118,6 @@ def fit(job: FitJob, *, name: str, storage: str | None = None) -> FitResult:
     )
 
 
-def micro_batches(groups: Sequence[Group], lengths: Sequence[int], max_tokens: int) -> Iterator[list[int]]:
-    """Indices of `groups` in batches of at most `max_tokens` (one group at least)."""
-    batch: list[int] = []
-    used = 0
-    for index, length in enumerate(lengths):
-        if batch and used + length > max_tokens:
-            yield batch
-            batch, used = [], 0
-        batch.append(index)
-        used += length
-    if batch:
-        yield batch
-
-
 def split_logits(logits_NR: torch.Tensor, heads: Sequence[Head]) -> tuple[torch.Tensor, torch.Tensor]:
     """Grade logits [N, G, 5] and action logits [N, A] out of all rows."""
     slices = head_slices(heads)
@@ -167,7 +153,7 @@ def accumulate_step(
     encoded = [encode(to_request(group), tokenizer, limits) for group in groups]
     totals: dict[str, torch.Tensor] = {}
     lengths = [num_tokens(item, layout) for item in encoded]
-    batches = list(micro_batches(groups, lengths, pass_tokens or MICRO_BATCH_TOKENS))
+    batches = list(micro_batches(lengths, pass_tokens or MICRO_BATCH_TOKENS))
     place = device or torch.device("cpu")
     num_passes = _most_of_all_workers(len(batches), place)
     for number in range(num_passes):

@@ -48,9 +48,7 @@ def score(config: ScoreConfig, *, corpus: Record, model: Record, out: Path) -> R
     run = begin("score", config, out=out, inputs={"corpus": corpus, "model": model})
     if run.record is not None:
         return run.record
-    pairs = collect_pairs(corpus, config.sets)
-    if not pairs:
-        raise InputError(f"{corpus.path}: no pair in {', '.join(config.sets)}. Nothing to score; check the corpus.")
+    pairs = pairs_to_score(corpus, config.sets)
     blocks = {f"part-{content_id(*(row['pair_id'] for row in block))}.parquet": block for block in block_up(pairs)}
     missing = {name: block for name, block in blocks.items() if not (out / "scores" / name).is_file()}
     try:
@@ -62,6 +60,14 @@ def score(config: ScoreConfig, *, corpus: Record, model: Record, out: Path) -> R
             f"{out}: scoring stopped ({str(error).splitlines()[0][:200]}). Run again to go on."
         ) from error
     return run.finish(num_rows_in=len(pairs), num_rows_kept=len(pairs), metrics={"system": config.system})
+
+
+def pairs_to_score(corpus: Record, sets: Sequence[PairSet]) -> list[dict[str, str]]:
+    """As `collect_pairs`; InputError where the sets hold none."""
+    pairs = collect_pairs(corpus, sets)
+    if not pairs:
+        raise InputError(f"{corpus.path}: no pair in {', '.join(sets)}. Nothing to score; check the corpus.")
+    return pairs
 
 
 def collect_pairs(corpus: Record, sets: Sequence[PairSet]) -> list[dict[str, str]]:

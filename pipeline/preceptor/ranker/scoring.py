@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from preceptor.ranker.batches import EncodedRequest, Request, encode, pack
+from preceptor.ranker.batches import EncodedRequest, Request, encode, micro_batches, pack
 from preceptor.ranker.model import Ranker
 
 MAX_BATCH_TOKENS = 2048
@@ -38,7 +38,9 @@ def score_requests(
     num_rows = ranker.classifier.score.weight.shape[0]
     logits = [torch.empty(len(request.documents), num_rows) for request in requests]
     device = ranker.classifier.score.weight.device
-    for batch in _batches(_pieces(encoded, max_batch_tokens), max_batch_tokens):
+    pieces = list(_pieces(encoded, max_batch_tokens))
+    for indices in micro_batches([piece.encoded.num_tokens for piece in pieces], max_batch_tokens):
+        batch = [pieces[index] for index in indices]
         scores_NR = ranker(pack([piece.encoded for piece in batch]).to(device)).cpu()
         done = 0
         for piece in batch:
@@ -63,16 +65,3 @@ def _pieces(requests: Sequence[EncodedRequest], max_tokens: int) -> Iterator[_Pi
 def _cut(number: int, request: EncodedRequest, start: int, stop: int) -> _Piece:
     part = EncodedRequest(prefix=request.prefix, documents=request.documents[start:stop])
     return _Piece(request=number, start=start, encoded=part)
-
-
-def _batches(pieces: Iterator[_Piece], max_tokens: int) -> Iterator[list[_Piece]]:
-    batch: list[_Piece] = []
-    used = 0
-    for piece in pieces:
-        if batch and used + piece.encoded.num_tokens > max_tokens:
-            yield batch
-            batch, used = [], 0
-        batch.append(piece)
-        used += piece.encoded.num_tokens
-    if batch:
-        yield batch

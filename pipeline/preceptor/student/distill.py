@@ -25,6 +25,7 @@ from preceptor.recipe import DistillConfig, Voice
 from preceptor.record import Record, StageRun, begin, read_record
 
 if TYPE_CHECKING:
+    from preceptor.ranker.fit import FitResult
     from preceptor.ranker.losses import Objective
 
 
@@ -133,7 +134,6 @@ def merged(examples: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 def _train(
     run: StageRun, config: DistillConfig, *, relevance: Record, actions: list[str], num_pairs: int, storage: str | None
 ) -> Record:
-    from preceptor.ranker.fit import FitJob, fit
     from preceptor.ranker.model import action_heads, grade_heads
 
     teacher = _rankers_own(relevance)
@@ -144,19 +144,7 @@ def _train(
     student.set_policy_version(run.policy_version)
     student.save(initial, tokenizer)
     del teacher, student
-    result = fit(
-        FitJob(
-            initial=initial.resolve(),
-            pairs=(run.out / "training" / "pairs").resolve(),
-            examples=(run.out / "training" / "examples").resolve(),
-            out=run.out.resolve(),
-            config=config.train,
-            objective=objective_of(config),
-            mixing=config.mixing,
-        ),
-        name=run.work_name,
-        storage=storage,
-    )
+    result = fit_lesson(run, config, initial=initial, training=run.out / "training", storage=storage)
     shutil.rmtree(initial)
     return run.finish(
         num_rows_in=num_pairs,
@@ -164,6 +152,27 @@ def _train(
         metrics={"losses": result.losses, "num_layer_parameters": num_student}
         | ({"share_of_teacher": num_student / num_teacher} if num_teacher else {}),
         cost={"train_s": result.seconds},
+    )
+
+
+def fit_lesson(
+    run: StageRun, config: DistillConfig, *, initial: Path, training: Path, storage: str | None
+) -> FitResult:
+    """What training on the pairs and examples in `training` came to, from the student in `initial`, for stage `run`."""
+    from preceptor.ranker.fit import FitJob, fit
+
+    return fit(
+        FitJob(
+            initial=initial.resolve(),
+            pairs=(training / "pairs").resolve(),
+            examples=(training / "examples").resolve(),
+            out=run.out.resolve(),
+            config=config.train,
+            objective=objective_of(config),
+            mixing=config.mixing,
+        ),
+        name=run.work_name,
+        storage=storage,
     )
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from preceptor.contracts import PAIRS, read_table
 from preceptor.errors import StageFailed
-from preceptor.ranker.batches import EncodedRequest, encode, group_requests, pack
+from preceptor.ranker.batches import EncodedRequest, encode, group_requests, micro_batches, pack
 from preceptor.ranker.model import PackedBatch, Ranker, load_ranker
 from preceptor.ranker.scoring import MAX_BATCH_TOKENS
 from preceptor.ranker.text import document_token_ids, prefix_token_ids
@@ -143,20 +143,17 @@ def calibration_batches(
     """About `num_pairs` of `pairs` as packed batches: whole requests, drawn by the config's seed, the last one cut."""
     grouped = [request for request, _ in group_requests(sorted(pairs, key=lambda pair: pair["pair_id"]))]
     random.Random(f"{config.seed}/calibration").shuffle(grouped)
-    left, used = config.num_pairs, 0
-    batches: list[PackedBatch] = []
-    waiting: list[EncodedRequest] = []
+    left = config.num_pairs
+    chosen: list[EncodedRequest] = []
     for request in grouped:
         if left <= 0:
             break
-        encoded = encode(replace(request, documents=request.documents[:left]), tokenizer, ranker.limits)
-        left -= len(encoded.documents)
-        if waiting and used + encoded.num_tokens > MAX_BATCH_TOKENS:
-            batches.append(pack(waiting))
-            waiting, used = [], 0
-        waiting.append(encoded)
-        used += encoded.num_tokens
-    return [*batches, pack(waiting)]
+        chosen.append(encode(replace(request, documents=request.documents[:left]), tokenizer, ranker.limits))
+        left -= len(chosen[-1].documents)
+    return [
+        pack([chosen[index] for index in batch])
+        for batch in micro_batches([request.num_tokens for request in chosen], MAX_BATCH_TOKENS)
+    ]
 
 
 def _cut_heads(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from preceptor.recipe import DistillConfig, PruneConfig
 from preceptor.record import Record, begin
-from preceptor.student.distill import objective_of
+from preceptor.student.distill import fit_lesson
 
 
 def recover(
@@ -25,26 +25,12 @@ def recover(
     `student` is the distilled one, whose training pairs and examples in ``training/`` are read again; `lesson` is what
     it was told, and the loss is its loss. How long, and how fast, is what `config` says of `round`.
     """
-    from preceptor.ranker.fit import FitJob, fit
-
     wanted = replace(lesson, train=config.recovery(lesson.train, round=round))
     inputs = {"student": student, "pruned": pruned}
     run = begin("recover", wanted, out=out, inputs=inputs, policy_version=student.policy_version)
     if run.record is not None:
         return run.record
-    result = fit(
-        FitJob(
-            initial=(pruned.path / "model").resolve(),
-            pairs=(student.path / "training" / "pairs").resolve(),
-            examples=(student.path / "training" / "examples").resolve(),
-            out=out.resolve(),
-            config=wanted.train,
-            objective=objective_of(wanted),
-            mixing=wanted.mixing,
-        ),
-        name=run.work_name,
-        storage=storage,
-    )
+    result = fit_lesson(run, wanted, initial=pruned.path / "model", training=student.path / "training", storage=storage)
     return run.finish(
         num_rows_in=student.num_rows_in,
         num_rows_kept=student.num_rows_kept,

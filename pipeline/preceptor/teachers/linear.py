@@ -13,7 +13,7 @@ import numpy as np
 
 from preceptor.contracts import content_id
 from preceptor.recipe.clicks import LinearConfig
-from preceptor.teachers.position_bias import Cells, Floats, Ints
+from preceptor.teachers.position_bias import Cells, Floats, Ints, sums_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -169,8 +169,8 @@ def pointwise(scores_D: Floats, tower_K: Floats, lesson: Lesson) -> Slopes:
     summed over a pair's impressions.
     """
     num = len(scores_D)
-    examined_D = np.bincount(lesson.cells.pair_C, weights=lesson.examined_C, minlength=num)
-    taken_D = np.minimum(np.bincount(lesson.cells.pair_C, weights=lesson.cells.taken_C, minlength=num), examined_D)
+    examined_D = sums_of(lesson.examined_C, lesson.cells.pair_C, num)
+    taken_D = np.minimum(sums_of(lesson.cells.taken_C, lesson.cells.pair_C, num), examined_D)
     value = (examined_D * np.logaddexp(0, scores_D) - taken_D * scores_D).sum()
     return float(value), examined_D * sigmoid(scores_D) - taken_D, np.zeros_like(tower_K)
 
@@ -183,13 +183,13 @@ def within(scores_D: Floats, tower_K: Floats, lesson: Lesson) -> Slopes:
     its clicks as soft targets and exposure as offset. What is common to a group drops out.
     """
     num = len(scores_D)
-    examined_D = np.bincount(lesson.cells.pair_C, weights=lesson.examined_C, minlength=num)
-    taken_D = np.bincount(lesson.cells.pair_C, weights=lesson.cells.taken_C, minlength=num)
+    examined_D = sums_of(lesson.examined_C, lesson.cells.pair_C, num)
+    taken_D = sums_of(lesson.cells.taken_C, lesson.cells.pair_C, num)
     num_groups = int(lesson.group_D.max()) + 1
     highest = float(scores_D.max())
     raised_D = examined_D * np.exp(scores_D - highest)
-    raised_G = np.bincount(lesson.group_D, weights=raised_D, minlength=num_groups)
-    taken_G = np.bincount(lesson.group_D, weights=taken_D, minlength=num_groups)
+    raised_G = sums_of(raised_D, lesson.group_D, num_groups)
+    taken_G = sums_of(taken_D, lesson.group_D, num_groups)
     share_D = raised_D / np.maximum(raised_G[lesson.group_D], _LEAST * _LEAST)
     log_G = np.log(np.where(raised_G > 0, raised_G, 1.0)) + highest
     value = (taken_G * log_G).sum() - (taken_D * (scores_D + np.log(np.where(examined_D > 0, examined_D, 1.0)))).sum()
@@ -209,8 +209,8 @@ def additive_tower(scores_D: Floats, tower_K: Floats, lesson: Lesson) -> Slopes:
     value = (cells.shown_C * np.logaddexp(0, logit_C) - cells.taken_C * logit_C).sum()
     return (
         float(value),
-        np.bincount(cells.pair_C, weights=error_C, minlength=len(scores_D)).astype(np.float64),
-        np.bincount(cells.place_C, weights=error_C, minlength=len(tower_K)).astype(np.float64),
+        sums_of(error_C, cells.pair_C, len(scores_D)),
+        sums_of(error_C, cells.place_C, len(tower_K)),
     )
 
 
@@ -231,8 +231,8 @@ def factorised_tower(scores_D: Floats, tower_K: Floats, lesson: Lesson) -> Slope
     unattracted_D = sigmoid(-scores_D)
     return (
         float(value),
-        np.bincount(cells.pair_C, weights=slope_C, minlength=len(scores_D)).astype(np.float64) * unattracted_D,
-        np.bincount(cells.place_C, weights=slope_C, minlength=len(tower_K)).astype(np.float64),
+        sums_of(slope_C, cells.pair_C, len(scores_D)) * unattracted_D,
+        sums_of(slope_C, cells.place_C, len(tower_K)),
     )
 
 

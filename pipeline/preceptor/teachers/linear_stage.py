@@ -14,7 +14,7 @@ import numpy as np
 from preceptor.contracts import ACTIONS, TEACHER_SCORES, rows_to_table, write_table
 from preceptor.errors import InputError
 from preceptor.ranker.isotonic import load_calibration, save_calibration
-from preceptor.ranker.score_stage import collect_pairs
+from preceptor.ranker.score_stage import pairs_to_score
 from preceptor.recipe import LinearConfig, PairSet
 from preceptor.recipe.clicks import TOWERS
 from preceptor.record import Record, StageRun, begin, to_jsonable, write_json
@@ -24,11 +24,6 @@ from preceptor.teachers.linear import Lesson, LinearHead, Loss, fit_head, pair_f
 from preceptor.teachers.position_bias import Cells
 
 MODEL_FILE: Final = "linear.json"
-
-_TOWER_LOSSES: Final[Mapping[str, Loss]] = {
-    "additive_tower": "additive_tower",
-    "factorised_tower": "factorised_tower",
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,9 +91,9 @@ def lessons(
     requests = sorted({(pairs[name]["query_id"], pairs[name]["profile_id"]) for name in pair_ids})
     request_number = {request: index for index, request in enumerate(requests)}
     group_D = np.array([request_number[pairs[name]["query_id"], pairs[name]["profile_id"]] for name in pair_ids])
-    tower = _TOWER_LOSSES.get(config.clicks.position_bias)
-    if tower is not None:
-        return _tower_lessons(shown, number, group_D, tower)
+    bias = config.clicks.position_bias
+    if bias == "additive_tower" or bias == "factorised_tower":
+        return _tower_lessons(shown, number, group_D, bias)
     examples = list(click_examples(corrected(shown, config.clicks, pairs), config.clicks))
     return {
         action: _lesson(
@@ -162,9 +157,7 @@ def score_linear(config: LinearScores, *, corpus: Record, model: Record, out: Pa
     run = begin("score", config, out=out, inputs={"corpus": corpus, "model": model})
     if run.record is not None:
         return run.record
-    pairs = collect_pairs(corpus, config.sets)
-    if not pairs:
-        raise InputError(f"{corpus.path}: no pair in {', '.join(config.sets)}. Nothing to score; check the corpus.")
+    pairs = pairs_to_score(corpus, config.sets)
     heads, trained = load_linear(model.path / "model")
     maps = load_calibration(model.path / "model")
     logits = linear_logits(heads, trained, pairs)

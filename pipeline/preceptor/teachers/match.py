@@ -195,13 +195,8 @@ def embed_collection(documents: Sequence[Mapping[str, Any]], encode: Encoder) ->
     """The DOCUMENTS rows with embeddings of their texts and names."""
     names = [name for document in documents for name in document["names"]]
     row_of, vectors = embed_texts(names, encode)
-    return Collection(
-        keys=tuple(document["document_key"] for document in documents),
-        texts=tuple(document["text"] for document in documents),
-        names=tuple(tuple(document["names"]) for document in documents),
-        texts_NH=encode([document["text"] for document in documents]),
-        names_KH=vectors[[row_of[name] for name in names]],
-    )
+    texts_NH = encode([document["text"] for document in documents])
+    return _collection(documents, texts_NH=texts_NH, names_KH=vectors[[row_of[name] for name in names]])
 
 
 def embed_texts(texts: Sequence[str], encode: Encoder) -> tuple[dict[str, int], Matrix]:
@@ -288,11 +283,15 @@ def _save_collection(collection: Collection, file: Path) -> None:
 
 def _load_collection(documents: Sequence[Mapping[str, Any]], file: Path) -> Collection:
     with np.load(file) as vectors:
-        texts, names = vectors["texts"].astype(np.float32), vectors["names"].astype(np.float32)
+        texts_NH, names_KH = vectors["texts"].astype(np.float32), vectors["names"].astype(np.float32)
+    return _collection(documents, texts_NH=texts_NH, names_KH=names_KH)
+
+
+def _collection(documents: Sequence[Mapping[str, Any]], *, texts_NH: Matrix, names_KH: Matrix) -> Collection:
     return Collection(
         keys=tuple(document["document_key"] for document in documents),
         texts=tuple(document["text"] for document in documents),
         names=tuple(tuple(document["names"]) for document in documents),
-        texts_NH=texts,
-        names_KH=names,
+        texts_NH=texts_NH,
+        names_KH=names_KH,
     )

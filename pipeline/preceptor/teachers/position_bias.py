@@ -52,6 +52,11 @@ class Examined:
     num_rounds: int
 
 
+def sums_of(values_C: Floats, index_C: Ints, num: int) -> Floats:
+    """The sum of the values of each index 0 to `num` - 1, [num]."""
+    return np.asarray(np.bincount(index_C, weights=values_C, minlength=num), dtype=np.float64)
+
+
 def count_cells(rows: Iterable[Mapping[str, Any]], *, action: str = "click") -> Cells:
     """The cells of IMPRESSIONS rows, pairs in the order of their ids; what is not of split train is the caller's."""
     shown: dict[tuple[str, int], float] = {}
@@ -129,8 +134,8 @@ def harvested(cells: Cells, *, min_actions: float = MIN_ACTIONS) -> Floats:
         slope_2P = -(taken_2P - missed_2P * probability_2P / (1 - probability_2P))
         gradient = np.concatenate(
             [
-                np.bincount(here_2P, weights=slope_2P, minlength=num),
-                np.bincount(set_2P, weights=slope_2P, minlength=len(upper_P)),
+                sums_of(slope_2P, here_2P, num),
+                sums_of(slope_2P, set_2P, len(upper_P)),
             ]
         )
         return float(value / total), gradient / total
@@ -182,8 +187,8 @@ def regression_em(
     plain EM, which needs pairs shown at several positions. Stops where no theta moves by `tolerance`.
     """
     num, num_pairs = cells.num_positions, len(cells.pair_ids)
-    shown_K = np.bincount(cells.place_C, weights=cells.shown_C, minlength=num)
-    shown_D = np.bincount(cells.pair_C, weights=cells.shown_C, minlength=num_pairs).astype(np.float64)
+    shown_K = sums_of(cells.shown_C, cells.place_C, num)
+    shown_D = sums_of(cells.shown_C, cells.pair_C, num_pairs)
     rate = float(cells.taken_C.sum() / cells.shown_C.sum())
     theta_K = 1.0 / np.sqrt(np.arange(1, num + 1))
     gamma_D = np.full(num_pairs, min(max(rate / float(theta_K.mean()), _LEAST), 0.9))
@@ -195,8 +200,8 @@ def regression_em(
         missed_C = (cells.shown_C - cells.taken_C) / np.maximum(1 - theta_C * gamma_C, _LEAST)
         examined_C = cells.taken_C + missed_C * theta_C * (1 - gamma_C)
         attractive_C = cells.taken_C + missed_C * gamma_C * (1 - theta_C)
-        moved_K = np.bincount(cells.place_C, weights=examined_C, minlength=num) / np.maximum(shown_K, 1)
-        target_D = np.bincount(cells.pair_C, weights=attractive_C, minlength=num_pairs) / shown_D
+        moved_K = sums_of(examined_C, cells.place_C, num) / np.maximum(shown_K, 1)
+        target_D = sums_of(attractive_C, cells.pair_C, num_pairs) / shown_D
         gamma_D = target_D if regression is None else regression.fitted(target_D)
         change = float(np.abs(moved_K / moved_K[0] - theta_K / theta_K[0]).max())
         theta_K = moved_K
