@@ -45,6 +45,7 @@ def classifier(
     num_layers: int = 3,
     spread: float = 0.1,
     rounded: bool = False,
+    width: int = 16,
 ) -> Any:
     """A Hugging Face classifier with random weights of that spread; the same ones for the same arguments.
 
@@ -57,7 +58,7 @@ def classifier(
         num_hidden_layers=num_layers,
         num_attention_heads=6,
         num_key_value_heads=2,
-        head_dim=16,
+        head_dim=width,
         max_position_embeddings=128,
         num_labels=NUM_ROWS,
         pad_token_id=0,

@@ -102,18 +102,34 @@ def test_float32_logits_are_transformers(kind: str, asked: list[tuple[list[int],
     ).abs().max() <= 1e-4
 
 
+# Heads 32 wide are computed by the kernel that takes a whole batch at once, where there is one; heads of 16 are not.
+@pytest.mark.parametrize("width", [16, 32])
 @pytest.mark.parametrize("kernels", [None, PLAIN], ids=["fastest", "plain"])
 @settings(max_examples=15)
 @given(asked=PIECES)
 def test_bfloat16_logits_are_transformers(
-    kernels: Kernels | None, asked: list[tuple[list[int], list[list[int]]]]
+    kernels: Kernels | None, width: int, asked: list[tuple[list[int], list[list[int]]]]
 ) -> None:
     # The same rounded weights, summed by transformers in float32: two that both round each step differ by up to 2.7e-2
     # here, and neither is the truth. Largest of 2,500: the engine 1.7e-2 from it, transformers in bfloat16 1.7e-2.
     pieces = [Piece(prefix=prefix, documents=tuple(documents)) for prefix, documents in asked]
-    logits, _ = scored(student("bfloat16", spread=0.05, kernels=kernels), pieces)
-    expected = reference_logits(pairs_of(asked), rounded=True, spread=0.05)
+    model = student("bfloat16", spread=0.05, kernels=kernels, width=width)
+    logits, prefixes = scored(model, pieces)
+    expected = reference_logits(pairs_of(asked), rounded=True, spread=0.05, width=width)
     assert (logits - expected).abs().max() <= 2e-2
+    # Some prefixes known by now, others not.
+    mixed = [
+        piece if number % 2 else replace(piece, prefix=state)
+        for number, (piece, state) in enumerate(zip(pieces, prefixes, strict=True))
+    ]
+    assert (scored(model, mixed)[0] - expected).abs().max() <= 2e-2
+
+
+def test_an_mlp_taken_in_parts_computes_the_same() -> None:
+    whole = student()
+    parts = replace(whole, kernels=replace(whole.kernels, mlp_rows=7))
+    pieces = [Piece(prefix=(3, 4, 5), documents=((5, 6), (7,), tuple(range(1, 21))))]
+    assert (scored(parts, pieces)[0] - scored(whole, pieces)[0]).abs().max() <= 1e-5
 
 
 @settings(max_examples=15)

@@ -1,7 +1,7 @@
 """One forward pass of a student over a packed batch.
 
 Shapes: T tokens of the batch, N documents in it, H hidden size, A attention heads, K key-value heads, S = A + K, E
-width of a head, L prefix tokens, R rows of the heads.
+width of a head, P tokens of all prefixes, R rows of the heads.
 
 Linear layers run over all T tokens at once; only attention knows pieces and blocks. The layers are those of Llama, and
 of Qwen3, which also norms queries and keys.
@@ -9,16 +9,17 @@ of Qwen3, which also norms queries and keys.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn.functional import linear, rms_norm, silu
 
-from preceptor_serve.engine.attention import attend, causal_mask
+from preceptor_serve.engine.attention import Attention, attend
 from preceptor_serve.engine.packing import Packed, PrefixState
-from preceptor_serve.engine.student import LastLayer, Layer, Norms, Rest, Shape, Student
+from preceptor_serve.engine.shape import Shape
+from preceptor_serve.engine.student import LastLayer, Layer, Norms, Rest, Student
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,9 +36,9 @@ class _Pass:
 
     student: Student
     packed: Packed
-    states: Sequence[Tensor]
-    """Keys and values of each piece's prefix, [layers, 2, K, L, E]: known before, or filled layer by layer."""
-    masks: dict[int, Tensor]
+    attention: Attention
+    prefixes: Tensor
+    """Keys and values of all prefixes, [layers, 2, P, K, E]: known before, or filled layer by layer."""
 
 
 @torch.inference_mode()
@@ -52,26 +53,23 @@ def forward(student: Student, packed: Packed) -> Forwarded:
     normed_NH = rms_norm(last_NH.float(), (last_NH.shape[1],), student.norm_H, student.shape.epsilon)
     return Forwarded(
         logits_NR=linear(normed_NH, student.score_RH),
-        prefixes=tuple(PrefixState(states=states) for states in shared.states),
+        prefixes=tuple(
+            # A copy: a part alone would keep the whole pass's in memory.
+            piece.known or PrefixState(states=shared.prefixes[:, :, piece.kept].clone())
+            for piece in packed.pieces
+        ),
     )
 
 
 def _begin(student: Student, packed: Packed) -> _Pass:
-    shape = student.shape
-    size = (len(student.layers) + 1, 2, shape.num_key_heads)
-    lengths = {block.length for piece in packed.pieces for block in piece.blocks}
-    lengths |= {piece.num_prefix for piece in packed.pieces if piece.known is None}
-    group = shape.num_heads // shape.num_key_heads
+    shape, dtype = student.shape, student.dtype
+    num_layers = len(student.layers) + 1
+    prefixes = torch.empty(num_layers, 2, packed.num_kept, shape.num_key_heads, shape.width, dtype=dtype)
+    for piece in packed.pieces:
+        if piece.known is not None:
+            prefixes[:, :, piece.kept] = piece.known.states
     return _Pass(
-        student=student,
-        packed=packed,
-        states=[
-            torch.empty(*size, piece.num_prefix, shape.width, dtype=student.dtype)
-            if piece.known is None
-            else piece.known.states
-            for piece in packed.pieces
-        ],
-        masks={length: causal_mask(length, group, student.dtype) for length in lengths},
+        student=student, packed=packed, attention=student.kernels.attention(packed, shape, dtype), prefixes=prefixes
     )
 
 
@@ -85,24 +83,7 @@ def _whole_layer(hidden_TH: Tensor, layer: Layer, index: int, shared: _Pass) -> 
     value_TKE = states_TXE[:, -shape.num_key_heads :]
     _keep_prefixes(key_TKE, value_TKE, index, shared)
     out_TX = hidden_TH.new_empty(hidden_TH.shape[0], shape.query_size)
-
-    def over(span: slice, prefix_2KLE: Tensor | None, *, count: int, length: int) -> None:
-        attend(
-            query_TAE[span],
-            key_TKE[span],
-            value_TKE[span],
-            prefix_2KLE,
-            count=count,
-            scaling=shape.scaling,
-            mask_1CM=shared.masks[length],
-            out_CX=out_TX[span],
-        )
-
-    for piece, states in zip(shared.packed.pieces, shared.states, strict=True):
-        if piece.known is None:
-            over(slice(piece.prefix_start, piece.documents_start), None, count=1, length=piece.num_prefix)
-        for block in piece.blocks:
-            over(block.span, states[index], count=block.count, length=block.length)
+    shared.attention(query_TAE, key_TKE, value_TKE, shared.prefixes[index], out_TX)
     _finish(hidden_TH, out_TX, layer.rest, student)
 
 
@@ -120,13 +101,13 @@ def _last_layer(hidden_TH: Tensor, layer: LastLayer, index: int, shared: _Pass) 
     query_NAE = student.kernels.turn(_head_normed(query_NAE, layer.norms.query_E, shape), positions_N, student.turns_XE)
     _keep_prefixes(key_TKE, value_TKE, index, shared)
     out_NX = hidden_TH.new_empty(packed.ends_N.shape[0], shape.query_size)
-    for piece, states in zip(packed.pieces, shared.states, strict=True):
+    for piece in packed.pieces:
         for block in piece.blocks:
             attend(
                 query_NAE[block.rows],
                 key_TKE[block.span],
                 value_TKE[block.span],
-                states[index],
+                shared.prefixes[index][:, piece.kept],
                 count=block.count,
                 scaling=shape.scaling,
                 mask_1CM=None,
@@ -140,16 +121,17 @@ def _last_layer(hidden_TH: Tensor, layer: LastLayer, index: int, shared: _Pass) 
 def _finish(hidden_CH: Tensor, attended_CX: Tensor, rest: Rest, student: Student) -> None:
     """Adds attention's output and the MLP's to `hidden_CH`."""
     hidden_CH += rest.attention_out(attended_CX)
-    gate, up = rest.gate_up(student.kernels.norm(hidden_CH, rest.norm_H, student.shape.epsilon)).chunk(2, dim=1)
-    hidden_CH += rest.down(silu(gate).mul_(up))
+    for part_CH in hidden_CH.chunk(math.ceil(hidden_CH.shape[0] / student.kernels.mlp_rows)):
+        gate, up = rest.gate_up(student.kernels.norm(part_CH, rest.norm_H, student.shape.epsilon)).chunk(2, dim=1)
+        part_CH += rest.down(silu(gate).mul_(up))
 
 
 def _keep_prefixes(key_TKE: Tensor, value_TKE: Tensor, index: int, shared: _Pass) -> None:
-    for piece, states in zip(shared.packed.pieces, shared.states, strict=True):
-        if piece.known is None:
+    for piece in shared.packed.pieces:
+        if not piece.is_known:
             span = slice(piece.prefix_start, piece.documents_start)
-            states[index, 0] = key_TKE[span].transpose(0, 1)
-            states[index, 1] = value_TKE[span].transpose(0, 1)
+            shared.prefixes[index, 0, piece.kept] = key_TKE[span]
+            shared.prefixes[index, 1, piece.kept] = value_TKE[span]
 
 
 def _turned(states_TSE: Tensor, norms: Norms, student: Student, positions_T: Tensor) -> Tensor:

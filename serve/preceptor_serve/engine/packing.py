@@ -19,13 +19,13 @@ Tokens = Sequence[int]
 
 @dataclass(frozen=True, kw_only=True)
 class PrefixState:
-    """What documents need of their prefix: keys and values of every layer, [layers, 2, K, L, E]."""
+    """What documents need of their prefix: keys and values of every layer, [layers, 2, L, K, E]."""
 
     states: Tensor
 
     @property
     def num_tokens(self) -> int:
-        return self.states.shape[3]
+        return self.states.shape[2]
 
     @property
     def num_bytes(self) -> int:
@@ -68,14 +68,23 @@ class Block:
 
 @dataclass(frozen=True, kw_only=True)
 class Placed:
-    """Where a piece stands: its prefix's tokens (none where it is known), and its documents in blocks."""
+    """Where a piece stands: its prefix's tokens (none where it is known), and its documents in blocks.
+
+    `kept` is where keys and values of its prefix stand among those of all prefixes of the batch.
+    """
 
     prefix_start: int
     num_prefix: int
     known: PrefixState | None
+    kept: slice
     documents_start: int
     documents_stop: int
     blocks: tuple[Block, ...]
+
+    @property
+    def is_known(self) -> bool:
+        """Whether its prefix's keys and values were known before."""
+        return self.known is not None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +97,11 @@ class Packed:
     order_N: tuple[int, ...]
     pieces: tuple[Placed, ...]
 
+    @property
+    def num_kept(self) -> int:
+        """Tokens of all prefixes."""
+        return sum(piece.num_prefix for piece in self.pieces)
+
 
 def pack(pieces: Sequence[Piece]) -> Packed:
     """`pieces` laid end to end."""
@@ -96,7 +110,7 @@ def pack(pieces: Sequence[Piece]) -> Packed:
     ends: list[int] = []
     order: list[int] = []
     placed: list[Placed] = []
-    first = 0
+    first = num_kept = 0
     for piece in pieces:
         known = piece.prefix if isinstance(piece.prefix, PrefixState) else None
         prefix_start = len(tokens)
@@ -123,11 +137,13 @@ def pack(pieces: Sequence[Piece]) -> Packed:
                 prefix_start=prefix_start,
                 num_prefix=num_prefix,
                 known=known,
+                kept=slice(num_kept, num_kept + num_prefix),
                 documents_start=documents_start,
                 documents_stop=len(tokens),
                 blocks=tuple(blocks),
             )
         )
+        num_kept += num_prefix
     return Packed(
         tokens_T=torch.tensor(tokens, dtype=torch.long),
         positions_T=torch.cat(positions),

@@ -17,6 +17,7 @@ from torch import Tensor
 from preceptor.errors import InputError
 from preceptor_serve.engine.kernels import Kernels, Linear, MakeLinear, make_kernels
 from preceptor_serve.engine.options import Precision
+from preceptor_serve.engine.shape import Shape
 
 KNOWN_TYPES: Final = ("llama", "qwen3")
 """Architectures whose layers are the ones written down in forward.py."""
@@ -28,25 +29,6 @@ USUAL_TURNS: Final = ("default", "linear", "llama3", "yarn")
 
 class UnknownArchitecture(InputError):
     """A classifier that transformers can compute and the packed forward pass cannot."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shape:
-    """The sizes a forward pass needs."""
-
-    num_heads: int
-    num_key_heads: int
-    width: int
-    epsilon: float
-    scaling: float
-
-    @property
-    def query_size(self) -> int:
-        return self.num_heads * self.width
-
-    @property
-    def key_size(self) -> int:
-        return self.num_key_heads * self.width
 
 
 @dataclass(frozen=True, kw_only=True)
