@@ -1,0 +1,400 @@
+"""The mix of the teachers as a Pareto plot, and what each part of the lesson is worth: students of one finished run.
+
+    make demo && .venv/bin/python -m bench.distill_sweep --root runs/demo --recipe demo
+
+Every point is a student distilled from the run's own stored scores with one thing changed: sweep points in the mix,
+ablations in the rest. All have the same steps and batch, and a seed at a time. Students are scored by the stage `score`
+and measured by the stage `gate` on the run's holdouts: NDCG@10 of the head 'overall' on held-out golden pairs, AUC and
+calibration error of clicks on held-out impressions, what they keep of their teachers, and once more against the
+recipe's own student, all with paired bootstrap intervals over queries. What is finished under ``--work`` is not done
+again. Each measurement opens the sealed holdout, and says so in ``openings.jsonl`` beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Final, Literal
+
+import numpy as np
+
+from bench.peers.lessons import RULES, ablations, seeded, sweep
+from bench.peers.pareto import Point, front, hypervolume, random_ndcg, widest
+from preceptor.contracts import GATE_REPORT, OVERALL, read_table
+from preceptor.errors import DriftError, InputError, PreceptorError
+from preceptor.evaluation.gate import gate
+from preceptor.evaluation.holdout import read_holdout
+from preceptor.evaluation.metrics import Interval, rows_by_group
+from preceptor.golden.opener import open_holdout
+from preceptor.ranker.score_stage import ScoreConfig, score
+from preceptor.recipe import DistillConfig, GateConfig, MarketConfig, Recipe
+from preceptor.recipes import find_recipe
+from preceptor.record import DEV, Record, read_record
+from preceptor.running import ray_cluster
+from preceptor.student.distill import distill, stored_scores
+
+OWN: Final = "the recipe's own"
+NDCG: Final = "student overall ndcg@10"
+AUC: Final = "student click auc"
+KEPT: Final = ("student overall retention ndcg@10", "student click retention auc")
+CHANGE: Final = "change of "
+QUICK: Final = ("mix 0.25 : 0.75", "mixing uncertainty", "hard grades", "no warm start", "pairs 1/4")
+
+Kind = Literal["own", "sweep", "ablation"]
+Values = Mapping[str, Interval]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """What a finished run has for a student to learn from and to be measured on."""
+
+    recipe: Recipe
+    root: Path
+    version: str
+
+    def record(self, stage: str) -> Record:
+        """The record of a finished stage of the run."""
+        found = read_record(self.root / stage / self.version)
+        if found is None:
+            raise InputError(f"{self.root}: no finished {stage} of version {self.version}. Run its recipe first.")
+        return found
+
+    @cached_property
+    def corpus(self) -> Record:
+        return self.record("corpus")
+
+    @property
+    def policy(self) -> Path | None:
+        """The folder that sealed the holdout, as the run's own gate knows it."""
+        return self.recipe.policy if isinstance(self.recipe.source, MarketConfig) else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """What was measured of a point: means over its seeds, of values and of the ends of their intervals."""
+
+    name: str
+    kind: Kind
+    num_pairs: int
+    values: Values
+
+    @property
+    def point(self) -> Point:
+        """Click AUC and NDCG@10."""
+        return self.values[AUC].value, self.values[NDCG].value
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, default=Path("runs/demo"), help="a finished run (default: runs/demo)")
+    parser.add_argument("--recipe", default="demo", help="its recipe (default: demo)")
+    parser.add_argument("--version", default="v1", help="its version (default: v1)")
+    parser.add_argument("--work", type=Path, help="where students are kept (default: ROOT/distill_sweep)")
+    parser.add_argument("--mixes", type=float, nargs="*", default=(0.05, 0.25, 0.5, 0.75, 0.95), metavar="SHARE")
+    parser.add_argument("--mixing", nargs="*", default=tuple(RULES), choices=tuple(RULES), help="rules beside them")
+    parser.add_argument("--least", type=float, default=0.02, help="of the mask, where the recipe has none")
+    parser.add_argument("--steps", type=int, help="of every student (default: the recipe's)")
+    parser.add_argument("--seeds", type=int, default=1, help="students of each point (default: 1)")
+    parser.add_argument("--only", nargs="+", metavar="NAME", help="only the points of these names")
+    parser.add_argument("--bootstrap", type=int, default=1000, help="resamples (default: 1000)")
+    parser.add_argument("--quick", action="store_true", help="five points, two steps: does it run at all")
+    arguments = parser.parse_args()
+    try:
+        run_bench(arguments)
+    except PreceptorError as error:
+        raise SystemExit(str(error)) from error
+
+
+def run_bench(arguments: argparse.Namespace) -> None:
+    """Teach and measure what the arguments ask for, print its tables and draw the plot."""
+    recipe = find_recipe(arguments.recipe)
+    if recipe.distill is None or arguments.seeds < 1:
+        raise SystemExit(f"recipe {recipe.name} with {arguments.seeds} seeds: a student and a seed are needed.")
+    run = Run(recipe=recipe, root=arguments.root, version=arguments.version)
+    steps = 2 if arguments.quick else arguments.steps or recipe.distill.train.num_steps
+    own = replace(recipe.distill, train=replace(recipe.distill.train, num_steps=steps))
+    swept = sweep(own, mixes=arguments.mixes, rules=arguments.mixing)
+    wanted = {**swept, **ablations(recipe, own, least=arguments.least)}
+    names = [name for name in QUICK if name in wanted] if arguments.quick else arguments.only or list(wanted)
+    unknown = sorted(set(names) - set(wanted))
+    if unknown:
+        raise SystemExit(f"no point {', '.join(unknown)}; points: {', '.join(wanted)}.")
+    chosen = {OWN: own, **{name: wanted[name] for name in names}}
+    kinds: dict[str, Kind] = {name: "sweep" if name in swept else "ablation" for name in names}
+    work = arguments.work or arguments.root / ("distill_sweep_quick" if arguments.quick else "distill_sweep")
+    num_bootstrap = 50 if arguments.quick else arguments.bootstrap
+    lists = held_out_lists(run, work)
+    with ray_cluster():
+        rows = measure(run, chosen, {OWN: "own", **kinds}, work=work, num_seeds=arguments.seeds, num=num_bootstrap)
+    reference = (0.5, random_ndcg(lists))
+    print(f"\n{tables(rows, steps=steps, num_seeds=arguments.seeds, reference=reference)}")
+    command = f"python -m bench.distill_sweep {' '.join(sys.argv[1:])}".strip()
+    print(f"\n{summary(rows, command=command, reference=reference)}")
+    print(f"\nplot: {plot(rows, work / 'distill_sweep.png', reference=reference)}")
+
+
+def held_out_lists(run: Run, work: Path) -> list[list[int]]:
+    """The grades of each held-out list, for the expectation of a random order."""
+    opened = open_holdout(
+        run.corpus.path / "golden", policy=run.policy, log=work / "openings.jsonl", why="NDCG of a random order"
+    )
+    golden = read_holdout(run.corpus.path, opened).golden
+    if not golden.num_rows:
+        raise InputError(f"{run.corpus.path / 'golden'}: no held-out pair. Measure on a source that has some.")
+    requests = [f"{row['query_id']}/{row['profile_id']}" for row in golden.to_pylist()]
+    grades = golden["grade"].to_numpy()
+    return [grades[rows].tolist() for rows in rows_by_group(requests)]
+
+
+def measure(
+    run: Run,
+    chosen: Mapping[str, DistillConfig],
+    kinds: Mapping[str, Kind],
+    *,
+    work: Path,
+    num_seeds: int,
+    num: int,
+) -> list[Row]:
+    """A row for each point, after teaching and measuring a student of each seed; the first is the one compared with."""
+    rows: list[Row] = []
+    own: list[Record] = []
+    for number, (name, config) in enumerate(chosen.items(), start=1):
+        found, num_pairs = [], 0
+        for seed in range(num_seeds):
+            print(f"[{number}/{len(chosen)}] {name}, seed {config.train.seed + seed} ...", flush=True)
+            started_s = time.monotonic()
+            finished = run.root / "distill" / run.version if name == OWN and seed == 0 else None
+            taught = teach(run, seeded(config, seed), place=work / slug(name), finished=finished)
+            scored = score_student(run, taught, place=work / slug(name))
+            own += [scored] if name == OWN else []
+            values = measured(run, scored, own[seed], place=work / slug(name), num=num)
+            num_pairs += taught.num_rows_kept
+            found.append(values)
+            print(
+                f"    NDCG@10 {values[NDCG].value:.4f}, click AUC {values[AUC].value:.4f}, "
+                f"{time.monotonic() - started_s:.0f} s",
+                flush=True,
+            )
+        rows.append(Row(name=name, kind=kinds[name], num_pairs=num_pairs // num_seeds, values=averaged(found)))
+    return rows
+
+
+def slug(name: str) -> str:
+    """The directory of a point."""
+    return "".join(letter if letter.isalnum() else "_" for letter in name)
+
+
+def teach(run: Run, config: DistillConfig, *, place: Path, finished: Path | None) -> Record:
+    """The student of `config`; that of the run itself, in `finished`, where it is the very same work."""
+    out = place / "distill" / f"steps{config.train.num_steps}-seed{config.train.seed}"
+    # A stage in version `dev` is rebuilt at every call, and would be here.
+    known = [finished] if finished is not None and finished.name != DEV and read_record(finished) is not None else []
+    for directory in (*known, out):
+        try:
+            return distill(
+                config,
+                corpus=run.corpus,
+                relevance=run.record("relevance_teacher"),
+                scores={
+                    voice.teacher: stored_scores(voice) if voice.scores else run.record(f"{voice.teacher}_scores")
+                    for voice in config.heard
+                },
+                storage=run.recipe.storage,
+                out=directory,
+            )
+        except DriftError:
+            if directory == out:
+                raise
+    raise AssertionError("the last directory either gives a record or raises")
+
+
+def score_student(run: Run, student: Record, *, place: Path) -> Record:
+    """Its logits on both holdouts."""
+    config = student.config["train"]
+    assert run.recipe.distill is not None
+    wanted = ScoreConfig(system="student", sets=("golden holdout", "shown holdout"), scoring=run.recipe.distill.scoring)
+    out = place / "scores" / f"steps{config['num_steps']}-seed{config['seed']}"
+    return score(wanted, corpus=run.corpus, model=student, out=out)
+
+
+def measured(run: Run, student: Record, own: Record, *, place: Path, num: int) -> Values:
+    """What the gate measures of the student and its teachers; what it kept of the recipe's own student, less 1."""
+    config = replace(run.recipe.gate, thresholds={}, num_bootstrap=num)
+    teachers = run.record("relevance_scores"), run.record("engagement_scores")
+    kept = gated(run, config, student, *teachers, out=place / "gate" / f"{student.version}-b{num}")
+    if student is own:
+        return kept
+    # The own student in the place of both teachers: then what is kept of them is what is kept of it.
+    against = gated(run, config, student, own, own, out=place / "against_own" / f"{student.version}-b{num}")
+    changes = {
+        CHANGE + name: replace(item, value=item.value - 1, low=item.low - 1, high=item.high - 1)
+        for name, item in against.items()
+        if name in KEPT
+    }
+    return {**kept, **changes}
+
+
+def gated(
+    run: Run, config: GateConfig, student: Record, relevance: Record, engagement: Record, *, out: Path
+) -> dict[str, Interval]:
+    """Every interval that the gate measures, by "system head metric"; it has no thresholds and always passes."""
+    done = gate(
+        config,
+        corpus=run.corpus,
+        relevance=relevance,
+        engagement=engagement,
+        student=student,
+        policy=run.policy,
+        out=out,
+    )
+    found = {}
+    for row in read_table(done.path / "gate.parquet", GATE_REPORT).to_pylist():
+        low, high = (float("nan") if row[end] is None else row[end] for end in ("low", "high"))
+        found[f"{row['system']} {row['head']} {row['metric']}"] = Interval(
+            value=row["value"], low=low, high=high, num_groups=row["num_queries"]
+        )
+    lacking = [name for name in (NDCG, AUC, *KEPT) if name not in found]
+    if lacking:
+        raise InputError(f"{run.corpus.path}: its holdouts measure no {', '.join(lacking)}. Bring grades and clicks.")
+    return found
+
+
+def averaged(found: Sequence[Values]) -> dict[str, Interval]:
+    """Of each measure the mean over seeds of its value and of both ends of its interval."""
+    return {
+        name: Interval(
+            value=float(np.mean([values[name].value for values in found])),
+            low=float(np.mean([values[name].low for values in found])),
+            high=float(np.mean([values[name].high for values in found])),
+            num_groups=item.num_groups,
+        )
+        for name, item in found[0].items()
+    }
+
+
+def tables(rows: Sequence[Row], *, steps: int, num_seeds: int, reference: Point) -> str:
+    """Sweep and ablations as two Markdown tables, the recipe's own student first in both."""
+    own = rows[0].values
+    kept = {row.name: row.point for row in rows if row.kind != "ablation"}
+    on_front = front(kept)
+    before = {head: own[name].value for head, name in teachers_ece().items() if name in own}
+    head = [
+        f"{steps} steps each, mean of {num_seeds} seed{'s' if num_seeds > 1 else ''}; "
+        f"{own[NDCG].num_groups} held-out queries of graded pairs, {own[AUC].num_groups} of impressions",
+        f"teachers: NDCG@10 {own['relevance_teacher overall ndcg@10'].value:.4f}, click AUC "
+        f"{own['engagement_teacher click auc'].value:.4f}; calibration error before, "
+        + ", ".join(f"{name} {value:.4f}" for name, value in before.items()),
+        f"reference: NDCG@10 {reference[1]:.4f} of a random order, AUC 0.5",
+    ]
+    lines = ["\n".join(head)]
+    for kind in ("sweep", "ablation"):
+        told = [row for row in rows if row.kind in ("own", kind)]
+        if len(told) > 1:
+            lines.append("\n".join([*_heading(), *(_cells(row, on_front) for row in told)]))
+    return "\n\n".join(lines)
+
+
+def teachers_ece() -> dict[str, str]:
+    """The gate's names of the calibration error of each teacher's head, by the head."""
+    return {OVERALL: "relevance_teacher overall ece", "click": "engagement_teacher click ece"}
+
+
+def _heading() -> list[str]:
+    columns = (
+        "student",
+        "pairs",
+        "NDCG@10",
+        "of the teacher's",
+        "against the recipe's own",
+        "click AUC",
+        "of the teacher's",
+        "against the recipe's own",
+        "ECE overall, after",
+        "ECE click, after",
+        "front",
+    )
+    return [f"| {' | '.join(columns)} |", f"| --- |{' ---: |' * (len(columns) - 2)} --- |"]
+
+
+def _cells(row: Row, on_front: Sequence[str]) -> str:
+    values = row.values
+    cells = [row.name, f"{row.num_pairs:,}"]
+    for name, kept in zip((NDCG, AUC), KEPT, strict=True):
+        changed = values.get(CHANGE + kept)
+        cells += [f"{values[name].value:.4f}", _percent(values[kept], "{:.1%}"), _percent(changed, "{:+.1%}")]
+    cells += [f"{values[f'student {head} ece'].value:.4f}" for head in (OVERALL, "click")]
+    return f"| {' | '.join([*cells, 'yes' if row.name in on_front else ''])} |"
+
+
+def _percent(found: Interval | None, form: str) -> str:
+    if found is None:
+        return ""
+    value, low, high = (form.format(part) for part in (found.value, found.low, found.high))
+    return f"{value} [{low}, {high}]"
+
+
+def summary(rows: Sequence[Row], *, command: str, reference: Point) -> str:
+    """The sweep as a row of bench/RESULTS.md."""
+    swept = {row.name: row.point for row in rows if row.kind != "ablation"}
+    own = rows[0]
+    ideal = teachers_point(own)
+    area, whole = hypervolume(swept.values(), reference), hypervolume([ideal], reference)
+    share = f", {area / whole:.1%} of the two teachers'" if whole else ""
+    of_own = hypervolume([own.point], reference)
+    place = "on the front" if own.name in front(swept) else "not on the front"
+    figures = (
+        f"hypervolume {area:.5f}{share} (reference AUC 0.5, NDCG@10 {reference[1]:.4f} of a random order); "
+        f"the recipe's own {of_own:.5f}, {place}; front: {', '.join(front(swept))}; "
+        f"greatest hypervolume of its own: {widest(swept, reference)}"
+    )
+    today = datetime.date.today().isoformat()
+    return f"| {today} | the mix swept, {len(swept)} points | `{command}` | MACHINE | {figures} |"
+
+
+def teachers_point(row: Row) -> Point:
+    """Click AUC of the engagement teacher, NDCG@10 of the relevance teacher."""
+    return row.values["engagement_teacher click auc"].value, row.values["relevance_teacher overall ndcg@10"].value
+
+
+def plot(rows: Sequence[Row], file: Path, *, reference: Point) -> Path:
+    """`file`, after drawing NDCG@10 against click AUC: sweep, front, ablations, the recipe's own and the teachers."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    swept = {row.name: row.point for row in rows if row.kind != "ablation"}
+    figure, axis = pyplot.subplots(figsize=(9, 6.5))
+    looks = {"own": ("*", "tab:red", 15), "sweep": ("o", "tab:blue", 6), "ablation": ("s", "0.6", 4)}
+    for row in rows:
+        marker, colour, size = looks[row.kind]
+        axis.plot(*row.point, marker, color=colour, markersize=size, zorder=3)
+        axis.annotate(row.name, row.point, (6, 4), textcoords="offset points", fontsize=7, color=colour)
+        if row.kind != "ablation":
+            ends = [(row.values[name].low, row.values[name].high) for name in (AUC, NDCG)]
+            (left, right), (low, high) = ends
+            axis.plot((left, right), (row.point[1],) * 2, color=colour, alpha=0.2)
+            axis.plot((row.point[0],) * 2, (low, high), color=colour, alpha=0.2)
+    corners = [swept[name] for name in front(swept)]
+    axis.step([x for x, _ in corners], [y for _, y in corners], where="pre", color="tab:blue", linewidth=1)
+    axis.plot(*teachers_point(rows[0]), "P", color="black", markersize=9)
+    axis.annotate("both teachers", teachers_point(rows[0]), (6, 4), textcoords="offset points", fontsize=7)
+    area = hypervolume(swept.values(), reference)
+    axis.set_title(f"hypervolume {area:.5f} over AUC 0.5 and NDCG@10 {reference[1]:.3f} of a random order", fontsize=9)
+    axis.set_xlabel("click AUC, held-out impressions")
+    axis.set_ylabel("NDCG@10, held-out graded pairs")
+    figure.tight_layout()
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=120)
+    pyplot.close(figure)
+    return file
+
+
+if __name__ == "__main__":
+    main()
