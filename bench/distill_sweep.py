@@ -13,20 +13,18 @@ again. Each measurement opens the sealed holdout, and says so in ``openings.json
 from __future__ import annotations
 
 import argparse
-import datetime
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Final, Literal
-
-import numpy as np
+from typing import Final
 
 from bench.peers.lessons import RULES, ablations, seeded, sweep
-from bench.peers.pareto import Point, front, hypervolume, random_ndcg, widest
-from preceptor.contracts import GATE_REPORT, OVERALL, read_table
+from bench.peers.pareto import random_ndcg
+from bench.peers.sweep_report import AUC, CHANGE, KEPT, NDCG, OWN, Kind, Row, Values, averaged, plot, summary, tables
+from preceptor.contracts import GATE_REPORT, read_table
 from preceptor.errors import DriftError, InputError, PreceptorError
 from preceptor.evaluation.gate import gate
 from preceptor.evaluation.holdout import read_holdout
@@ -39,15 +37,7 @@ from preceptor.record import DEV, Record, read_record
 from preceptor.running import ray_cluster
 from preceptor.student.distill import distill, stored_scores
 
-OWN: Final = "the recipe's own"
-NDCG: Final = "student overall ndcg@10"
-AUC: Final = "student click auc"
-KEPT: Final = ("student overall retention ndcg@10", "student click retention auc")
-CHANGE: Final = "change of "
 QUICK: Final = ("mix 0.25 : 0.75", "mixing uncertainty", "hard grades", "no warm start", "pairs 1/4")
-
-Kind = Literal["own", "sweep", "ablation"]
-Values = Mapping[str, Interval]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,21 +63,6 @@ class Run:
     def policy(self) -> Path | None:
         """The folder that sealed the holdout, as the run's own gate knows it."""
         return self.recipe.policy if isinstance(self.recipe.source, MarketConfig) else None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Row:
-    """What was measured of a point: means over its seeds, of values and of the ends of their intervals."""
-
-    name: str
-    kind: Kind
-    num_pairs: int
-    values: Values
-
-    @property
-    def point(self) -> Point:
-        """Click AUC and NDCG@10."""
-        return self.values[AUC].value, self.values[NDCG].value
 
 
 def main() -> None:
@@ -181,7 +156,9 @@ def measure(
                 f"{time.monotonic() - started_s:.0f} s",
                 flush=True,
             )
-        rows.append(Row(name=name, kind=kinds[name], num_pairs=num_pairs // num_seeds, values=averaged(found)))
+        seeds = tuple((values[AUC].value, values[NDCG].value) for values in found)
+        row = Row(name=name, kind=kinds[name], num_pairs=num_pairs // num_seeds, values=averaged(found), seeds=seeds)
+        rows.append(row)
     return rows
 
 
@@ -263,137 +240,6 @@ def gated(
     if lacking:
         raise InputError(f"{run.corpus.path}: its holdouts measure no {', '.join(lacking)}. Bring grades and clicks.")
     return found
-
-
-def averaged(found: Sequence[Values]) -> dict[str, Interval]:
-    """Of each measure the mean over seeds of its value and of both ends of its interval."""
-    return {
-        name: Interval(
-            value=float(np.mean([values[name].value for values in found])),
-            low=float(np.mean([values[name].low for values in found])),
-            high=float(np.mean([values[name].high for values in found])),
-            num_groups=item.num_groups,
-        )
-        for name, item in found[0].items()
-    }
-
-
-def tables(rows: Sequence[Row], *, steps: int, num_seeds: int, reference: Point) -> str:
-    """Sweep and ablations as two Markdown tables, the recipe's own student first in both."""
-    own = rows[0].values
-    kept = {row.name: row.point for row in rows if row.kind != "ablation"}
-    on_front = front(kept)
-    before = {head: own[name].value for head, name in teachers_ece().items() if name in own}
-    head = [
-        f"{steps} steps each, mean of {num_seeds} seed{'s' if num_seeds > 1 else ''}; "
-        f"{own[NDCG].num_groups} held-out queries of graded pairs, {own[AUC].num_groups} of impressions",
-        f"teachers: NDCG@10 {own['relevance_teacher overall ndcg@10'].value:.4f}, click AUC "
-        f"{own['engagement_teacher click auc'].value:.4f}; calibration error before, "
-        + ", ".join(f"{name} {value:.4f}" for name, value in before.items()),
-        f"reference: NDCG@10 {reference[1]:.4f} of a random order, AUC 0.5",
-    ]
-    lines = ["\n".join(head)]
-    for kind in ("sweep", "ablation"):
-        told = [row for row in rows if row.kind in ("own", kind)]
-        if len(told) > 1:
-            lines.append("\n".join([*_heading(), *(_cells(row, on_front) for row in told)]))
-    return "\n\n".join(lines)
-
-
-def teachers_ece() -> dict[str, str]:
-    """The gate's names of the calibration error of each teacher's head, by the head."""
-    return {OVERALL: "relevance_teacher overall ece", "click": "engagement_teacher click ece"}
-
-
-def _heading() -> list[str]:
-    columns = (
-        "student",
-        "pairs",
-        "NDCG@10",
-        "of the teacher's",
-        "against the recipe's own",
-        "click AUC",
-        "of the teacher's",
-        "against the recipe's own",
-        "ECE overall, after",
-        "ECE click, after",
-        "front",
-    )
-    return [f"| {' | '.join(columns)} |", f"| --- |{' ---: |' * (len(columns) - 2)} --- |"]
-
-
-def _cells(row: Row, on_front: Sequence[str]) -> str:
-    values = row.values
-    cells = [row.name, f"{row.num_pairs:,}"]
-    for name, kept in zip((NDCG, AUC), KEPT, strict=True):
-        changed = values.get(CHANGE + kept)
-        cells += [f"{values[name].value:.4f}", _percent(values[kept], "{:.1%}"), _percent(changed, "{:+.1%}")]
-    cells += [f"{values[f'student {head} ece'].value:.4f}" for head in (OVERALL, "click")]
-    return f"| {' | '.join([*cells, 'yes' if row.name in on_front else ''])} |"
-
-
-def _percent(found: Interval | None, form: str) -> str:
-    if found is None:
-        return ""
-    value, low, high = (form.format(part) for part in (found.value, found.low, found.high))
-    return f"{value} [{low}, {high}]"
-
-
-def summary(rows: Sequence[Row], *, command: str, reference: Point) -> str:
-    """The sweep as a row of bench/RESULTS.md."""
-    swept = {row.name: row.point for row in rows if row.kind != "ablation"}
-    own = rows[0]
-    ideal = teachers_point(own)
-    area, whole = hypervolume(swept.values(), reference), hypervolume([ideal], reference)
-    share = f", {area / whole:.1%} of the two teachers'" if whole else ""
-    of_own = hypervolume([own.point], reference)
-    place = "on the front" if own.name in front(swept) else "not on the front"
-    figures = (
-        f"hypervolume {area:.5f}{share} (reference AUC 0.5, NDCG@10 {reference[1]:.4f} of a random order); "
-        f"the recipe's own {of_own:.5f}, {place}; front: {', '.join(front(swept))}; "
-        f"greatest hypervolume of its own: {widest(swept, reference)}"
-    )
-    today = datetime.date.today().isoformat()
-    return f"| {today} | the mix swept, {len(swept)} points | `{command}` | MACHINE | {figures} |"
-
-
-def teachers_point(row: Row) -> Point:
-    """Click AUC of the engagement teacher, NDCG@10 of the relevance teacher."""
-    return row.values["engagement_teacher click auc"].value, row.values["relevance_teacher overall ndcg@10"].value
-
-
-def plot(rows: Sequence[Row], file: Path, *, reference: Point) -> Path:
-    """`file`, after drawing NDCG@10 against click AUC: sweep, front, ablations, the recipe's own and the teachers."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    swept = {row.name: row.point for row in rows if row.kind != "ablation"}
-    figure, axis = pyplot.subplots(figsize=(9, 6.5))
-    looks = {"own": ("*", "tab:red", 15), "sweep": ("o", "tab:blue", 6), "ablation": ("s", "0.6", 4)}
-    for row in rows:
-        marker, colour, size = looks[row.kind]
-        axis.plot(*row.point, marker, color=colour, markersize=size, zorder=3)
-        axis.annotate(row.name, row.point, (6, 4), textcoords="offset points", fontsize=7, color=colour)
-        if row.kind != "ablation":
-            ends = [(row.values[name].low, row.values[name].high) for name in (AUC, NDCG)]
-            (left, right), (low, high) = ends
-            axis.plot((left, right), (row.point[1],) * 2, color=colour, alpha=0.2)
-            axis.plot((row.point[0],) * 2, (low, high), color=colour, alpha=0.2)
-    corners = [swept[name] for name in front(swept)]
-    axis.step([x for x, _ in corners], [y for _, y in corners], where="pre", color="tab:blue", linewidth=1)
-    axis.plot(*teachers_point(rows[0]), "P", color="black", markersize=9)
-    axis.annotate("both teachers", teachers_point(rows[0]), (6, 4), textcoords="offset points", fontsize=7)
-    area = hypervolume(swept.values(), reference)
-    axis.set_title(f"hypervolume {area:.5f} over AUC 0.5 and NDCG@10 {reference[1]:.3f} of a random order", fontsize=9)
-    axis.set_xlabel("click AUC, held-out impressions")
-    axis.set_ylabel("NDCG@10, held-out graded pairs")
-    figure.tight_layout()
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=120)
-    pyplot.close(figure)
-    return file
 
 
 if __name__ == "__main__":

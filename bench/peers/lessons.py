@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final
 
 from preceptor.contracts import OVERALL
 from preceptor.recipe import (
@@ -35,7 +35,7 @@ def sweep(config: DistillConfig, *, mixes: Sequence[float], rules: Sequence[str]
     """`config` at each share of the relevance teacher, and under each of the `rules`, by name; itself left out."""
     fixed = {
         f"mix {share:g} : {1 - share:g}": replace(
-            config, mix=Mix(relevance=share, engagement=1 - share), mixing=FixedMixing()
+            config, mix=Mix(relevance=share, engagement=round(1 - share, 9)), mixing=FixedMixing()
         )
         for share in mixes
     }
@@ -83,9 +83,9 @@ def _with_hard_grades(voice: Voice) -> Voice:
 
 
 def _toggled(config: DistillConfig, term: str, weight: float, name: str) -> dict[str, DistillConfig]:
-    if getattr(config, term):
-        return {f"no {name}": replace(config, **{term: 0.0})}
-    return {f"{name} {weight:g}": replace(config, **{term: weight})}
+    has = getattr(config, term) > 0
+    change: dict[str, Any] = {term: 0.0 if has else weight}
+    return {f"no {name}" if has else f"{name} {weight:g}": replace(config, **change)}
 
 
 def _masked(config: DistillConfig, least: float) -> dict[str, DistillConfig]:

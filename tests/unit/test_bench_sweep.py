@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bench.distill_sweep import AUC, CHANGE, KEPT, NDCG, OWN, Kind, Row, averaged, plot, summary, tables
 from bench.peers.lessons import LISTWISE, RULES, ablations, seeded, sweep
 from bench.peers.pareto import Point, dominates, front, hypervolume, random_ndcg, widest
+from bench.peers.sweep_report import AUC, CHANGE, KEPT, NDCG, OWN, Kind, Row, averaged, plot, summary, tables
 from preceptor.evaluation.metrics import Interval, ndcg_at
 from preceptor.recipe import BackboneConfig, DistillConfig, Recipe, TeacherConfig, Voice
 from preceptor.recipes import SHIPPED
@@ -173,7 +173,7 @@ def row(name: str, kind: Kind, point: Point) -> Row:
     values |= {"relevance_teacher overall ece": interval(0.03), "engagement_teacher click ece": interval(0.01)}
     values |= {"student overall ece": interval(0.04), "student click ece": interval(0.02)}
     values |= {CHANGE + kept: interval(-0.005) for kept in KEPT if kind != "own"}
-    return Row(name=name, kind=kind, num_pairs=1234, values=values)
+    return Row(name=name, kind=kind, num_pairs=1234, values=values, seeds=(point,))
 
 
 ROWS = [
@@ -195,6 +195,13 @@ def test_tables_tell_the_front_of_the_sweep_and_both_calibrations() -> None:
     assert "overall 0.0300, click 0.0100" in text and "NDCG@10 0.4000 of a random order" in text
     counts = {line.count("|") for line in text.splitlines() if line.startswith("| ")}
     assert len(counts) == 1, "every row has the columns of the heading"
+
+
+def test_several_seeds_show_their_spread() -> None:
+    twice = replace(ROWS[0], seeds=((0.59, 0.68), (0.61, 0.72)))
+    text = tables([twice, ROWS[1]], steps=90, num_seeds=2, reference=REFERENCE)
+    assert "| 1,234 | 0.7000 ± 0.0283 |" in text and "| 0.6000 ± 0.0141 |" in text
+    assert "±" not in tables(ROWS, steps=90, num_seeds=1, reference=REFERENCE)
 
 
 def test_the_summary_is_a_row_of_results() -> None:
