@@ -13,6 +13,7 @@ again. Each measurement opens the sealed holdout, and says so in ``openings.json
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 import time
 from collections.abc import Mapping
@@ -21,10 +22,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final
 
+from pyarrow.parquet import ParquetFile
+
 from bench.peers.lessons import RULES, ablations, seeded, sweep
 from bench.peers.pareto import random_ndcg
 from bench.peers.sweep_report import AUC, CHANGE, KEPT, NDCG, OWN, Kind, Row, Values, averaged, plot, summary, tables
-from preceptor.contracts import GATE_REPORT, read_table
+from preceptor.contracts import GATE_REPORT, parquet_files, read_table
 from preceptor.errors import DriftError, InputError, PreceptorError
 from preceptor.evaluation.gate import gate
 from preceptor.evaluation.holdout import read_holdout
@@ -109,7 +112,7 @@ def run_bench(arguments: argparse.Namespace) -> None:
         rows = measure(run, chosen, {OWN: "own", **kinds}, work=work, num_seeds=arguments.seeds, num=num_bootstrap)
     reference = (0.5, random_ndcg(lists))
     print(f"\n{tables(rows, steps=steps, num_seeds=arguments.seeds, reference=reference)}")
-    command = f"python -m bench.distill_sweep {' '.join(sys.argv[1:])}".strip()
+    command = shlex.join(["python", "-m", "bench.distill_sweep", *sys.argv[1:]])
     print(f"\n{summary(rows, command=command, reference=reference)}")
     print(f"\nplot: {plot(rows, work / 'distill_sweep.png', reference=reference)}")
 
@@ -140,7 +143,7 @@ def measure(
     rows: list[Row] = []
     own: list[Record] = []
     for number, (name, config) in enumerate(chosen.items(), start=1):
-        found, num_pairs = [], 0
+        found = []
         for seed in range(num_seeds):
             print(f"[{number}/{len(chosen)}] {name}, seed {config.train.seed + seed} ...", flush=True)
             started_s = time.monotonic()
@@ -149,7 +152,6 @@ def measure(
             scored = score_student(run, taught, place=work / slug(name))
             own += [scored] if name == OWN else []
             values = measured(run, scored, own[seed], place=work / slug(name), num=num)
-            num_pairs += taught.num_rows_kept
             found.append(values)
             print(
                 f"    NDCG@10 {values[NDCG].value:.4f}, click AUC {values[AUC].value:.4f}, "
@@ -157,7 +159,15 @@ def measure(
                 flush=True,
             )
         seeds = tuple((values[AUC].value, values[NDCG].value) for values in found)
-        row = Row(name=name, kind=kinds[name], num_pairs=num_pairs // num_seeds, values=averaged(found), seeds=seeds)
+        # No seed draws pairs or targets: what one student was told, all were.
+        row = Row(
+            name=name,
+            kind=kinds[name],
+            num_pairs=taught.num_rows_kept,
+            num_targets=count_targets(taught),
+            values=averaged(found),
+            seeds=seeds,
+        )
         rows.append(row)
     return rows
 
@@ -189,6 +199,12 @@ def teach(run: Run, config: DistillConfig, *, place: Path, finished: Path | None
             if directory == out:
                 raise
     raise AssertionError("the last directory either gives a record or raises")
+
+
+def count_targets(student: Record) -> int:
+    """How many heads of pairs it was told something of."""
+    files = parquet_files(student.path / "training" / "examples")
+    return sum(ParquetFile(file).metadata.num_rows for file in files)
 
 
 def score_student(run: Run, student: Record, *, place: Path) -> Record:

@@ -30,6 +30,8 @@ class Row:
     name: str
     kind: Kind
     num_pairs: int
+    num_targets: int
+    """Heads of pairs that some teacher spoke of."""
     values: Values
     seeds: tuple[Point, ...]
     """Click AUC and NDCG@10 of each seed."""
@@ -88,6 +90,7 @@ def _heading() -> list[str]:
     columns = (
         "student",
         "pairs",
+        "targets",
         "NDCG@10",
         "of the teacher's",
         "against the recipe's own",
@@ -103,7 +106,7 @@ def _heading() -> list[str]:
 
 def _cells(row: Row, on_front: Sequence[str]) -> str:
     values = row.values
-    cells = [row.name, f"{row.num_pairs:,}"]
+    cells = [row.name, f"{row.num_pairs:,}", f"{row.num_targets:,}"]
     for name, kept, figures in zip((NDCG, AUC), KEPT, reversed(list(zip(*row.seeds, strict=True))), strict=True):
         spread = f" ± {np.std(figures, ddof=1):.4f}" if len(figures) > 1 else ""
         changed = _percent(values.get(CHANGE + kept), "{:+.1%}")

@@ -173,7 +173,7 @@ def row(name: str, kind: Kind, point: Point) -> Row:
     values |= {"relevance_teacher overall ece": interval(0.03), "engagement_teacher click ece": interval(0.01)}
     values |= {"student overall ece": interval(0.04), "student click ece": interval(0.02)}
     values |= {CHANGE + kept: interval(-0.005) for kept in KEPT if kind != "own"}
-    return Row(name=name, kind=kind, num_pairs=1234, values=values, seeds=(point,))
+    return Row(name=name, kind=kind, num_pairs=1234, num_targets=3210, values=values, seeds=(point,))
 
 
 ROWS = [
@@ -190,7 +190,7 @@ def test_tables_tell_the_front_of_the_sweep_and_both_calibrations() -> None:
     assert lines[OWN].endswith("| yes |") and lines["mix 0.25 : 0.75"].endswith("| yes |")
     assert not lines["mix 0.75 : 0.25"].endswith("| yes |"), "beaten in both figures"
     assert not lines["hard grades"].endswith("| yes |"), "an ablation is no point of the sweep"
-    assert "| 1,234 | 0.7000 | 87.5% [85.5%, 89.5%] |  | 0.6000 |" in lines[OWN]
+    assert "| 1,234 | 3,210 | 0.7000 | 87.5% [85.5%, 89.5%] |  | 0.6000 |" in lines[OWN]
     assert "-0.5% [-2.5%, +1.5%]" in lines["hard grades"] and "| 0.0400 | 0.0200 |" in lines["hard grades"]
     assert "overall 0.0300, click 0.0100" in text and "NDCG@10 0.4000 of a random order" in text
     counts = {line.count("|") for line in text.splitlines() if line.startswith("| ")}
@@ -200,7 +200,7 @@ def test_tables_tell_the_front_of_the_sweep_and_both_calibrations() -> None:
 def test_several_seeds_show_their_spread() -> None:
     twice = replace(ROWS[0], seeds=((0.59, 0.68), (0.61, 0.72)))
     text = tables([twice, ROWS[1]], steps=90, num_seeds=2, reference=REFERENCE)
-    assert "| 1,234 | 0.7000 ± 0.0283 |" in text and "| 0.6000 ± 0.0141 |" in text
+    assert "| 3,210 | 0.7000 ± 0.0283 |" in text and "| 0.6000 ± 0.0141 |" in text
     assert "±" not in tables(ROWS, steps=90, num_seeds=1, reference=REFERENCE)
 
 
