@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
+import statistics
 import sys
 import time
 from collections.abc import Mapping
@@ -27,12 +28,13 @@ from pyarrow.parquet import ParquetFile
 from bench.peers.lessons import RULES, ablations, seeded, sweep
 from bench.peers.pareto import random_ndcg
 from bench.peers.sweep_report import AUC, CHANGE, KEPT, NDCG, OWN, Kind, Row, Values, averaged, plot, summary, tables
-from preceptor.contracts import GATE_REPORT, parquet_files, read_table
+from preceptor.contracts import ACTIONS, GATE_REPORT, TEACHER_SCORES, parquet_files, read_table
 from preceptor.errors import DriftError, InputError, PreceptorError
 from preceptor.evaluation.gate import gate
 from preceptor.evaluation.holdout import read_holdout
 from preceptor.evaluation.metrics import Interval, rows_by_group
 from preceptor.golden.opener import open_holdout
+from preceptor.logits import sigmoid
 from preceptor.ranker.score_stage import ScoreConfig, score
 from preceptor.recipe import DistillConfig, GateConfig, MarketConfig, Recipe
 from preceptor.recipes import find_recipe
@@ -76,7 +78,9 @@ def main() -> None:
     parser.add_argument("--work", type=Path, help="where students are kept (default: ROOT/distill_sweep)")
     parser.add_argument("--mixes", type=float, nargs="*", default=(0.05, 0.25, 0.5, 0.75, 0.95), metavar="SHARE")
     parser.add_argument("--mixing", nargs="*", default=tuple(RULES), choices=tuple(RULES), help="rules beside them")
-    parser.add_argument("--least", type=float, default=0.02, help="of the mask, where the recipe has none")
+    parser.add_argument(
+        "--least", type=float, help="of the mask, where the recipe has none (default: the rarest action's median)"
+    )
     parser.add_argument("--steps", type=int, help="of every student (default: the recipe's)")
     parser.add_argument("--seeds", type=int, default=1, help="students of each point (default: 1)")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="only the points of these names")
@@ -98,7 +102,8 @@ def run_bench(arguments: argparse.Namespace) -> None:
     steps = 2 if arguments.quick else arguments.steps or recipe.distill.train.num_steps
     own = replace(recipe.distill, train=replace(recipe.distill.train, num_steps=steps))
     swept = sweep(own, mixes=arguments.mixes, rules=arguments.mixing)
-    wanted = {**swept, **ablations(recipe, own, least=arguments.least)}
+    least = arguments.least or rare_median(run.record("engagement_scores").path / "scores")
+    wanted = {**swept, **ablations(recipe, own, least=least)}
     names = [name for name in QUICK if name in wanted] if arguments.quick else arguments.only or list(wanted)
     unknown = sorted(set(names) - set(wanted))
     if unknown:
@@ -115,6 +120,17 @@ def run_bench(arguments: argparse.Namespace) -> None:
     command = shlex.join(["python", "-m", "bench.distill_sweep", *sys.argv[1:]])
     print(f"\n{summary(rows, command=command, reference=reference)}")
     print(f"\nplot: {plot(rows, work / 'distill_sweep.png', reference=reference)}")
+
+
+def rare_median(scores: Path) -> float:
+    """The median probability of the action that these scores hold rarest, of three digits: a mask of half of it."""
+    found: dict[str, list[float]] = {}
+    for row in read_table(scores, TEACHER_SCORES).to_pylist():
+        if row["head"] in ACTIONS:
+            found.setdefault(row["head"], []).append(sigmoid(row["logits"][0]))
+    if not found:
+        raise InputError(f"{scores}: no logits of {' or '.join(ACTIONS)}. Score the pairs with an engagement teacher.")
+    return float(f"{min(map(statistics.median, found.values())):.3g}")
 
 
 def held_out_lists(run: Run, work: Path) -> list[list[int]]:

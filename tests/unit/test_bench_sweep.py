@@ -10,9 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bench.distill_sweep import rare_median
 from bench.peers.lessons import LISTWISE, RULES, ablations, seeded, sweep
 from bench.peers.pareto import Point, dominates, front, hypervolume, random_ndcg, widest
 from bench.peers.sweep_report import AUC, CHANGE, KEPT, NDCG, OWN, Kind, Row, averaged, plot, summary, tables
+from preceptor.contracts import TEACHER_SCORES, rows_to_table, write_table
 from preceptor.evaluation.metrics import Interval, ndcg_at
 from preceptor.recipe import BackboneConfig, DistillConfig, Recipe, TeacherConfig, Voice
 from preceptor.recipes import SHIPPED
@@ -151,6 +153,17 @@ def test_a_start_has_the_shape_of_the_other() -> None:
     assert deeper.backbone == teacher.backbone, "nine layers of six are six"
     other = replace(config, num_layers=None, backbone=BackboneConfig(source="elsewhere", num_layers=3))
     assert "warm start" not in ablations(recipe, other, least=0.02)
+
+
+def test_the_mask_is_the_median_of_the_rarest_action(tmp_path: Path) -> None:
+    logits = {"click": [0.0, 1.0, 2.0], "apply": [-3.0, -2.0, -1.0], "overall": [-9.0] * 3}
+    rows = [
+        {"pair_id": f"{number}", "teacher": "t", "head": head, "logits": [logit] * (5 if head == "overall" else 1)}
+        for head, column in logits.items()
+        for number, logit in enumerate(column)
+    ]
+    write_table(rows_to_table(rows, TEACHER_SCORES), tmp_path / "0.parquet", TEACHER_SCORES)
+    assert rare_median(tmp_path) == 0.119, "1 / (1 + e^2)"
 
 
 def test_seeds_follow_the_recipe_own() -> None:
