@@ -35,6 +35,10 @@ from preceptor.recipe import (
 
 DATA: Final = Path("data")
 
+DEMO_MIX: Final = Mix(relevance=0.6, engagement=0.4)
+"""The point of the demo's sweep that its student is taught at: ``python -m bench.distill_sweep`` draws the others
+(docs/distillation.md, "Choosing the mix")."""
+
 
 def tiny() -> Recipe:
     """Random weights and a handful of pairs: proves that every link holds, in about a minute; learns nothing."""
@@ -106,7 +110,7 @@ def demo() -> Recipe:
         engagement=LinearConfig(),
         distill=DistillConfig(
             num_layers=3,
-            mix=Mix(relevance=0.6, engagement=0.4),
+            mix=DEMO_MIX,
             blend=Blend(relevance=0.7, click=0.2, apply=0.1),
             train=unsharded,
             listwise=2.0,

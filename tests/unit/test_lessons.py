@@ -6,13 +6,13 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
 from torch import Tensor
 
-from preceptor.contracts import NUM_GRADES, OVERALL, TEACHER_SCORES, rows_to_table, write_table
+from preceptor.contracts import NUM_GRADES, OVERALL, TEACHER_SCORES, rows_to_table, split_of, write_table
 from preceptor.errors import InputError, RecipeError
 from preceptor.ranker.losses import (
     SMALLEST_SHARE,
@@ -31,7 +31,7 @@ from preceptor.ranker.mixing import START, advanced, measured, mixed
 from preceptor.recipe import DistillConfig, FixedMixing, GradientMixing, UncertaintyMixing, Voice
 from preceptor.recipes import SHIPPED
 from preceptor.record import fingerprint_of, to_jsonable
-from preceptor.student.distill import merged, stored_scores, voice_examples
+from preceptor.student.distill import hardened, is_drawn, learnable, merged, stored_scores, voice_examples
 
 Columns = tuple[Tensor, Tensor, Tensor, Tensor]
 Loss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -430,6 +430,46 @@ def test_a_voice_has_a_weight_and_a_temperature_of_its_own(scores: Path) -> None
     assert found["a"]["target"] == [pytest.approx(1 / (1 + math.exp(2)))]
 
 
+def test_hard_targets_are_the_top_grade_and_whether_an_action_is_likely(scores: Path) -> None:
+    voice = Voice(teacher="relevance", targets="hard", temperature=3.0)
+    found = {(row["pair_id"], row["head"]): row["target"] for row in voice_examples(scores, voice, SLICES)}
+    assert found == {
+        ("a", OVERALL): [0.0, 0.0, 0.0, 0.0, 1.0],
+        ("b", OVERALL): [1.0, 0.0, 0.0, 0.0, 0.0],
+        ("a", "click"): [0.0],
+        ("b", "click"): [1.0],
+        ("a", "apply"): [0.0],
+        ("b", "apply"): [0.0],
+    }
+    assert hardened([0.2, 0.3, 0.3, 0.1, 0.1]) == [0.0, 1.0, 0.0, 0.0, 0.0], "the lower of equals"
+
+
+def test_masks_look_at_probabilities_where_targets_are_hard(scores: Path) -> None:
+    voice = Voice(teacher="engagement", heads=("click", "apply"), least=0.2, targets="hard")
+    found = [(row["pair_id"], row["head"], row["target"]) for row in voice_examples(scores, voice, SLICES)]
+    assert found == [("b", "click", [1.0]), ("b", "apply", [0.0])]
+
+
+def test_a_share_draws_whole_queries_and_a_larger_one_holds_it() -> None:
+    queries = [f"query {number}" for number in range(4000)]
+    drawn = {share: {query for query in queries if is_drawn(query, share)} for share in (0.125, 0.25, 0.5, 1.0)}
+    assert drawn[0.125] < drawn[0.25] < drawn[0.5] < drawn[1.0] == set(queries)
+    for share, found in drawn.items():
+        assert len(found) == pytest.approx(share * len(queries), rel=0.15)
+    rows = [
+        {"pair_id": f"{query}/{number}", "query_id": query, "slice": "plain", "split": split}
+        for query in queries[:40]
+        for number, split in enumerate(("train", "train", "holdout"))
+    ]
+    halved = learnable(rows, share=0.5)
+    assert halved == {
+        f"{query}/{number}": "plain" for query in queries[:40] if query in drawn[0.5] for number in (0, 1)
+    }
+    # Not the hash of the splits: that would draw train queries unevenly.
+    train = [query for query in queries if split_of(query) == "train"]
+    assert len(drawn[0.5].intersection(train)) == pytest.approx(len(train) / 2, rel=0.1)
+
+
 def test_voices_of_one_head_pull_as_a_term_for_each_would(scores: Path) -> None:
     other = scores.parent / "other"
     rows = [*score_rows({"a": [3.0, 0, 0, 0, 0]}, OVERALL), *score_rows({"a": [2.0]}, "click")]
@@ -484,12 +524,19 @@ def test_recipes_from_before_keep_their_fingerprint(name: str) -> None:
         {"mixing": UncertaintyMixing()},
         {"mixing": GradientMixing()},
         {"voices": (Voice(teacher="relevance"),)},
+        {"share": 0.5},
     ],
 )
 def test_what_a_recipe_chooses_is_in_its_fingerprint(change: dict[str, Any]) -> None:
     config = to_jsonable(replace(shipped("tiny"), **change))
     assert fingerprint_of("distill", config, {}, None) != FINGERPRINTS["tiny"]
     assert change.keys() <= config.keys()
+
+
+def test_voices_from_before_keep_their_fingerprint() -> None:
+    voice = to_jsonable(Voice(teacher="relevance"))
+    assert "targets" not in voice
+    assert to_jsonable(Voice(teacher="relevance", targets="hard")) == {**voice, "targets": "hard"}
 
 
 def test_without_voices_both_teachers_are_heard() -> None:
@@ -506,7 +553,10 @@ def test_without_voices_both_teachers_are_heard() -> None:
         (lambda: Voice(teacher="relevance", weight=0.0), "leave the voice out"),
         (lambda: Voice(teacher="relevance", temperature=-1.0), "-1.0"),
         (lambda: Voice(teacher="engagement", least=1.0), "least"),
+        (lambda: Voice(teacher="engagement", targets=cast(Any, "sharp")), "'sharp'"),
         (lambda: replace(shipped("tiny"), margin=-0.5), "-0.5"),
+        (lambda: replace(shipped("tiny"), share=0.0), "share"),
+        (lambda: replace(shipped("tiny"), share=1.5), "1.5"),
         (lambda: replace(shipped("tiny"), voices=(Voice(teacher="relevance"),) * 2), "relevance, relevance"),
         (lambda: replace(shipped("tiny"), temperature=2.0, voices=(Voice(teacher="relevance"),)), "2.0"),
         (lambda: UncertaintyMixing(rate=0.0), "rate"),

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Final, Literal, get_args
 
 from preceptor.contracts import ACTIONS, OVERALL
-from preceptor.recipe.checks import require
+from preceptor.recipe.checks import LATER, require
 
 OWN_TEACHERS: Final = ("relevance", "engagement")
 """Teachers that a recipe trains and scores itself."""
+
+TargetKind = Literal["soft", "hard"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +39,9 @@ class Voice:
     other voices of the same head; how much grades count beside actions is the `Mix`. Its logits are divided by
     `temperature`. Two masks leave rows out: only pairs of `slices` are heard (none named: all), and of an action only
     probabilities of at least `least`, so that the many near-certain negatives of a rare action say nothing.
+
+    `targets` are "soft", its probabilities, or "hard": the most probable grade alone, and whether an action is at least
+    as probable as not. Masks look at the probabilities either way.
     """
 
     teacher: str
@@ -46,6 +51,7 @@ class Voice:
     temperature: float = 1.0
     slices: tuple[str, ...] = ()
     least: float = 0.0
+    targets: TargetKind = field(default="soft", metadata=LATER)
 
     def __post_init__(self) -> None:
         name = f"voice {self.teacher!r}"
@@ -60,6 +66,7 @@ class Voice:
         require(self.weight > 0, f"{name}: weight must be above 0, got {self.weight}; leave the voice out instead")
         require(self.temperature > 0, f"{name}: temperature must be above 0, got {self.temperature}")
         require(0 <= self.least < 1, f"{name}: least must be a probability below 1, got {self.least}")
+        require(self.targets in get_args(TargetKind), f"{name}: targets must be soft or hard, got {self.targets!r}")
 
 
 @dataclass(frozen=True, kw_only=True)

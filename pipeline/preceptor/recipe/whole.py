@@ -50,7 +50,8 @@ class DistillConfig:
     It hears the relevance teacher at `temperature` and the engagement teacher, or the `voices` given in their place.
     Beside graded KL and action cross-entropy its loss has what these weigh: `listwise` the order of a request's
     documents by grade, `listnet` and `margin` their order and their differences by every head (ranker/losses.py). The
-    mix gives the shares; `mixing` is the rule that may move them while it learns.
+    mix gives the shares; `mixing` is the rule that may move them while it learns. With `share` below 1 it learns the
+    pairs of about that share of the train queries, drawn by a hash of their ids: what a larger share draws holds them.
     """
 
     mix: Mix
@@ -65,6 +66,7 @@ class DistillConfig:
     listnet: float = field(default=0.0, metadata=LATER)
     mixing: Mixing = field(default=FixedMixing(), metadata=LATER)
     voices: tuple[Voice, ...] = field(default=(), metadata=LATER)
+    share: float = field(default=1.0, metadata=LATER)
 
     def __post_init__(self) -> None:
         require(self.temperature > 0, f"temperature must be above 0, got {self.temperature}")
@@ -72,6 +74,7 @@ class DistillConfig:
             min(self.margin, self.listnet) >= 0,
             f"margin and listnet must be 0 or above, got {self.margin} and {self.listnet}",
         )
+        require(0 < self.share <= 1, f"share must be above 0 and at most 1, got {self.share}")
         names = [voice.teacher for voice in self.voices]
         require(len(names) == len(set(names)), f"each voice is another teacher's, got {', '.join(names)}")
         require(

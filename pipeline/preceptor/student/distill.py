@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from preceptor.contracts import (
     OVERALL,
     PAIRS,
     TEACHER_SCORES,
+    content_id,
     iter_tables,
     read_table,
     rows_to_table,
@@ -52,7 +53,9 @@ def distill(
     if run.record is not None:
         return run.record
     pool = {row["pair_id"]: row for row in read_table(corpus.path / "pairs", PAIRS).to_pylist()}
-    slices = {pair_id: row["slice"] for pair_id, row in pool.items() if row["split"] == "train"}
+    slices = learnable(pool.values(), share=config.share)
+    if not slices:
+        raise InputError(f"{corpus.path}: no train query in a share of {config.share}. Raise the student's share.")
     examples = merged(
         row for voice, record in heard.items() for row in voice_examples(record.path / "scores", voice, slices)
     )
@@ -64,6 +67,18 @@ def distill(
     write_table(rows_to_table(examples, EXAMPLES), out / "training" / "examples" / "part-0.parquet", EXAMPLES)
     actions = sorted({row["head"] for row in examples} - {OVERALL}, reverse=True)
     return _train(run, config, relevance=relevance, actions=actions, num_pairs=len(used), storage=storage)
+
+
+def learnable(pool: Iterable[Mapping[str, Any]], *, share: float) -> dict[str, str]:
+    """The slice of each train pair in `pool` (PAIRS rows) whose query is drawn into `share`."""
+    return {
+        row["pair_id"]: row["slice"] for row in pool if row["split"] == "train" and is_drawn(row["query_id"], share)
+    }
+
+
+def is_drawn(query_id: str, share: float) -> bool:
+    """Whether a student of this `share` of the queries learns from the query; what a smaller share draws, it draws."""
+    return int(content_id("share", query_id), 16) < share * 2**64
 
 
 def stored_scores(voice: Voice) -> Record:
@@ -79,7 +94,7 @@ def stored_scores(voice: Voice) -> Record:
 
 
 def voice_examples(scores: Path, voice: Voice, slices: Mapping[str, str]) -> Iterator[dict[str, Any]]:
-    """EXAMPLES rows of what `voice` says of the pairs in `slices`: 'overall' grades and actions as probabilities.
+    """EXAMPLES rows of what `voice` says of the pairs in `slices`: 'overall' grades and actions as targets.
 
     `slices` names the slice of each pair that may be learnt. Other heads, dimensions among them, are left out.
     """
@@ -97,7 +112,16 @@ def voice_examples(scores: Path, voice: Voice, slices: Mapping[str, str]) -> Ite
             target = _target(row, scores, voice.temperature)
             if target is None or (head != OVERALL and target[0] < voice.least):
                 continue
+            target = hardened(target) if voice.targets == "hard" else target
             yield {"pair_id": pair_id, "head": head, "target": target, "weight": voice.weight}
+
+
+def hardened(target: Sequence[float]) -> list[float]:
+    """All of the probability on the most probable grade, the lower of equals; of an action 1 from one half on, or 0."""
+    if len(target) == 1:
+        return [float(target[0] >= 0.5)]
+    top = max(range(len(target)), key=lambda grade: target[grade])
+    return [float(grade == top) for grade in range(len(target))]
 
 
 def _target(row: Mapping[str, Any], scores: Path, temperature: float) -> list[float] | None:
