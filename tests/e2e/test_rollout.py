@@ -71,15 +71,22 @@ def session(local_ray: object, old: Path) -> Iterator[httpx.Client]:
 
 @pytest.fixture
 def rollout(session: httpx.Client) -> Iterator[Any]:
-    """The rollout of the application, with the old bundle live and nothing beside it, before and after."""
+    """The rollout of the application, with the old bundle live before and after; what was staged stays, share 0."""
     from preceptor_serve.rollout import Running
 
     running = Running(app=APP)
     yield running
     while "nothing to roll back" not in running.rollback():
         pass
-    running.retire()
-    assert running.routing().slots == (APP,)
+    assert running.routing().live == APP
+
+
+@pytest.fixture
+def alone(rollout: Any) -> Any:
+    """The same, with nothing beside the old bundle."""
+    rollout.retire()
+    assert rollout.routing().slots == (APP,)
+    return rollout
 
 
 def ask(session: httpx.Client, number: int = 0) -> httpx.Response:
@@ -204,16 +211,16 @@ def test_shadow_requests_change_no_answer_and_are_compared(
 
 
 def test_a_candidate_that_misses_its_known_answers_never_comes_up(
-    session: httpx.Client, rollout: Any, corrupt: Path
+    session: httpx.Client, alone: Any, corrupt: Path
 ) -> None:
     with pytest.raises(StageFailed, match="known answers differ") as caught:
-        rollout.stage(corrupt)
+        alone.stage(corrupt)
     assert "\n" not in str(caught.value)
-    assert rollout.routing().candidate is None
+    assert alone.routing().candidate is None
     assert set(bundles(session, range(5))) == {"old"}
 
 
-def test_the_command_says_what_it_did_and_refuses_in_one_line(session: httpx.Client, rollout: Any) -> None:
+def test_the_command_says_what_it_did_and_refuses_in_one_line(session: httpx.Client, alone: Any) -> None:
     import ray
 
     address = ray.get_runtime_context().gcs_address
@@ -244,7 +251,7 @@ def update(bundle: Path) -> None:
 # The two below replace the application's own scorers: they come last.
 
 
-def test_an_application_is_updated_under_load(session: httpx.Client, new: Path) -> None:
+def test_an_application_is_updated_under_load(session: httpx.Client, alone: Any, new: Path) -> None:
     with steady_load(session.base_url) as load:
         assert set(bundles(session, range(10))) == {"old"}
         update(new)
