@@ -23,6 +23,7 @@ from preceptor.running import free_port
 pytestmark = pytest.mark.e2e
 
 APP = "preceptor"
+PAUSE_S = 0.03
 DOCUMENTS = ["Staff Nurse (nights), surgical ward.", "Software engineer, remote.", "Baker, early shifts."]
 
 
@@ -35,25 +36,25 @@ def copied(bundle: Path, to: Path, **changes: object) -> Path:
 
 
 @pytest.fixture(scope="module")
-def old(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return copied(tiny_bundle, tmp_path_factory.mktemp("old") / "bundle", bundle_id="old")
+def old(random_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return copied(random_bundle, tmp_path_factory.mktemp("old") / "bundle", bundle_id="old")
 
 
 @pytest.fixture(scope="module")
-def new(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def new(random_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The same weights under another name, ranking by clicks alone."""
     blend = {"relevance": 0.0, "click": 1.0, "apply": 0.0}
-    return copied(tiny_bundle, tmp_path_factory.mktemp("new") / "bundle", bundle_id="new", blend=blend)
+    return copied(random_bundle, tmp_path_factory.mktemp("new") / "bundle", bundle_id="new", blend=blend)
 
 
 @pytest.fixture(scope="module")
-def corrupt(tiny_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def corrupt(random_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A bundle that loads and scores, and does not give its known answers."""
-    known = json.loads((tiny_bundle / "bundle.json").read_text())["known_answers"]
+    known = json.loads((random_bundle / "bundle.json").read_text())["known_answers"]
     wrong = [answer | {"logits": [logit + (3.0 if i == 0 else 0.0) for i, logit in enumerate(answer["logits"])]}
              for answer in known]  # fmt: skip
     folder = tmp_path_factory.mktemp("corrupt") / "bundle"
-    return copied(tiny_bundle, folder, bundle_id="corrupt", known_answers=wrong)
+    return copied(random_bundle, folder, bundle_id="corrupt", known_answers=wrong)
 
 
 @pytest.fixture(scope="module")
@@ -70,15 +71,22 @@ def session(local_ray: object, old: Path) -> Iterator[httpx.Client]:
 
 @pytest.fixture
 def rollout(session: httpx.Client) -> Iterator[Any]:
-    """The rollout of the application, with the old bundle live and nothing beside it, before and after."""
+    """The rollout of the application, with the old bundle live before and after; what was staged stays, share 0."""
     from preceptor_serve.rollout import Running
 
     running = Running(app=APP)
     yield running
     while "nothing to roll back" not in running.rollback():
         pass
-    running.retire()
-    assert running.routing().slots == (APP,)
+    assert running.routing().live == APP
+
+
+@pytest.fixture
+def alone(rollout: Any) -> Any:
+    """The same, with nothing beside the old bundle."""
+    rollout.retire()
+    assert rollout.routing().slots == (APP,)
+    return rollout
 
 
 def ask(session: httpx.Client, number: int = 0) -> httpx.Response:
@@ -107,7 +115,10 @@ class Load:
 
 @contextmanager
 def steady_load(url: httpx.URL, num_threads: int = 3) -> Iterator[Load]:
-    """Members who ask one request after the other while the body runs; at least one more each after it."""
+    """Members who ask one request after the other while the body runs; at least one more each after it.
+
+    They pause in between: without it they took the cores that the new replica starts on.
+    """
     load, done = Load(), threading.Event()
 
     def member(number: int) -> None:
@@ -118,6 +129,7 @@ def steady_load(url: httpx.URL, num_threads: int = 3) -> Iterator[Load]:
                 number += num_threads
                 response = ask(client, number)
                 load.seen.append((response.status_code, response.json().get("bundle_id")))
+                done.wait(PAUSE_S)
 
     threads = [threading.Thread(target=member, args=(number,)) for number in range(num_threads)]
     for thread in threads:
@@ -199,16 +211,16 @@ def test_shadow_requests_change_no_answer_and_are_compared(
 
 
 def test_a_candidate_that_misses_its_known_answers_never_comes_up(
-    session: httpx.Client, rollout: Any, corrupt: Path
+    session: httpx.Client, alone: Any, corrupt: Path
 ) -> None:
     with pytest.raises(StageFailed, match="known answers differ") as caught:
-        rollout.stage(corrupt)
+        alone.stage(corrupt)
     assert "\n" not in str(caught.value)
-    assert rollout.routing().candidate is None
+    assert alone.routing().candidate is None
     assert set(bundles(session, range(5))) == {"old"}
 
 
-def test_the_command_says_what_it_did_and_refuses_in_one_line(session: httpx.Client, rollout: Any) -> None:
+def test_the_command_says_what_it_did_and_refuses_in_one_line(session: httpx.Client, alone: Any) -> None:
     import ray
 
     address = ray.get_runtime_context().gcs_address
@@ -239,7 +251,7 @@ def update(bundle: Path) -> None:
 # The two below replace the application's own scorers: they come last.
 
 
-def test_an_application_is_updated_under_load(session: httpx.Client, new: Path) -> None:
+def test_an_application_is_updated_under_load(session: httpx.Client, alone: Any, new: Path) -> None:
     with steady_load(session.base_url) as load:
         assert set(bundles(session, range(10))) == {"old"}
         update(new)

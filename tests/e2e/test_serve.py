@@ -45,14 +45,14 @@ def keys_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def session(local_ray: object, tiny_bundle: Path, keys_file: Path) -> Iterator[httpx.Client]:
+def session(local_ray: object, random_bundle: Path, keys_file: Path) -> Iterator[httpx.Client]:
     """Speaks to a scorer that wants a key, with one."""
     from ray import serve
 
     from preceptor_serve.start import run_app
 
     key = add_key(keys_file, "tests", requests_per_minute=10_000, documents_per_minute=100_000)
-    url = run_app(tiny_bundle, port=free_port(), keys=keys_file, block=False)
+    url = run_app(random_bundle, port=free_port(), keys=keys_file, block=False)
     headers = {"authorization": f"Bearer {key}"}
     # trust_env: a proxy named in the environment could not reach the loopback.
     with httpx.Client(base_url=url, headers=headers, timeout=60, trust_env=False) as client:
@@ -61,8 +61,8 @@ def session(local_ray: object, tiny_bundle: Path, keys_file: Path) -> Iterator[h
 
 
 @pytest.fixture(scope="module")
-def bundle(tiny_bundle: Path) -> Bundle:
-    return load_bundle(tiny_bundle)
+def bundle(random_bundle: Path) -> Bundle:
+    return load_bundle(random_bundle)
 
 
 def test_served_scores_are_the_bundles_own(session: httpx.Client, bundle: Bundle) -> None:
@@ -220,19 +220,19 @@ def test_rays_own_ports_want_a_token(local_ray: object) -> None:
     assert raylet.get_authentication_mode() == raylet.AuthenticationMode.TOKEN
 
 
-def test_another_interface_without_keys_is_refused(session: httpx.Client, tiny_bundle: Path) -> None:
+def test_another_interface_without_keys_is_refused(session: httpx.Client, random_bundle: Path) -> None:
     from preceptor_serve.start import run_app
 
     with pytest.raises(InputError, match="lets others in"):
-        run_app(tiny_bundle, host="0.0.0.0", port=free_port(), block=False)
+        run_app(random_bundle, host="0.0.0.0", port=free_port(), block=False)
 
 
-def test_a_file_without_a_key_is_refused(session: httpx.Client, tiny_bundle: Path, tmp_path: Path) -> None:
+def test_a_file_without_a_key_is_refused(session: httpx.Client, random_bundle: Path, tmp_path: Path) -> None:
     from preceptor_serve.start import run_app
 
     (tmp_path / "keys.json").write_text('{"keys": []}')
     with pytest.raises(InputError, match="no key"):
-        run_app(tiny_bundle, port=free_port(), keys=tmp_path / "keys.json", block=False)
+        run_app(random_bundle, port=free_port(), keys=tmp_path / "keys.json", block=False)
 
 
 def test_a_bundle_that_is_not_there_is_one_line_and_starts_nothing(session: httpx.Client, tmp_path: Path) -> None:
@@ -243,11 +243,11 @@ def test_a_bundle_that_is_not_there_is_one_line_and_starts_nothing(session: http
     assert "\n" not in str(caught.value) and "nowhere" in str(caught.value)
 
 
-def test_a_port_in_use_is_refused_by_name(session: httpx.Client, tiny_bundle: Path) -> None:
+def test_a_port_in_use_is_refused_by_name(session: httpx.Client, random_bundle: Path) -> None:
     from preceptor_serve.start import run_app
 
     with pytest.raises(InputError, match=str(session.base_url.port)):
-        run_app(tiny_bundle, port=session.base_url.port or 0, block=False)
+        run_app(random_bundle, port=session.base_url.port or 0, block=False)
     assert session.get("/readyz").status_code == 200
 
 
@@ -282,14 +282,14 @@ class Callers:
 
 
 def test_replicas_come_with_waiting_tokens_and_go_again_without_a_lost_request(
-    session: httpx.Client, tiny_bundle: Path
+    session: httpx.Client, random_bundle: Path
 ) -> None:
     from ray import serve
 
     from preceptor_serve.app import AppArgs, build
 
     args = AppArgs(
-        bundle=str(tiny_bundle),
+        bundle=str(random_bundle),
         engine=EngineOptions(threads=1),
         num_cpus=0.5,
         target_wait_s=0.001,

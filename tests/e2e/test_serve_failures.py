@@ -20,8 +20,8 @@ NUM_CALLERS = 4
 
 
 @pytest.fixture(scope="module")
-def cluster(local_ray: object, tiny_bundle: Path) -> Iterator[Cluster]:
-    with serving(tiny_bundle, Shape(num_scorers=2, num_edges=1)) as found:
+def cluster(local_ray: object, random_bundle: Path) -> Iterator[Cluster]:
+    with serving(random_bundle, Shape(num_scorers=2, num_edges=1)) as found:
         yield found
 
 

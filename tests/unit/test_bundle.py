@@ -29,19 +29,14 @@ from preceptor.bundle import (
 )
 from preceptor.contracts import OVERALL, PAIRS, SCORES, conform, make_pair, rows_to_table
 from preceptor.errors import GateFailed, InputError, ParityError, StageFailed
-from preceptor.export import ExportConfig, export
+from preceptor.export import export
 from preceptor.parity import check_parity
-from preceptor.ranker.backbones import resolve_backbone
-from preceptor.ranker.model import action_heads, grade_heads, init_ranker
 from preceptor.ranker.text import prompt_token_ids
-from preceptor.recipe import BackboneConfig, Blend
 from preceptor.record import Record, read_record
 from preceptor_serve.engine.options import EngineOptions
 from preceptor_serve.scorer import BatchingScorer, load_serving
+from tests.unit.exporting import BLEND, CONFIG, HEADS, gate_record, train_student
 
-BLEND = Blend(relevance=0.7, click=0.2, apply=0.1)
-CONFIG = ExportConfig(backbone="random-tiny", blend=BLEND, check_vllm=False)
-HEADS = (*grade_heads([OVERALL]), *action_heads())
 LOGITS = (0.5, -1.0, 2.0, 0.0, 1.5, -0.3, 4.0)
 
 QUERY = "welder rotterdam"
@@ -49,28 +44,11 @@ PROFILE = "MIG and TIG welder, eight years in shipyards, wants days."
 DOCUMENTS = ["Welder, shipyard, day shifts.", "Pastry chef", "Lasser (m/v) — dagdienst, Rotterdam", "Welder"]
 
 
-def train_student(root: Path) -> Record:
-    """The record of a student with random weights."""
-    backbone = BackboneConfig(source="random-tiny", num_layers=2, max_prefix_tokens=24, max_document_tokens=32)
-    ranker, tokenizer = init_ranker(backbone, resolve_backbone("random-tiny"), HEADS)
-    torch.manual_seed(3)
-    torch.nn.init.normal_(ranker.classifier.score.weight, std=0.2)
-    ranker.save(root / "model", tokenizer)
-    return Record(
-        stage="distill", version="v1", fingerprint="s0", path=root, config={"num_layers": 2}, policy_version="1.0.0+ab"
-    )
-
-
 def changed_student(student: Record, root: Path, change: Callable[[Path], None]) -> Record:
     """The record of a copy of `student` whose model folder went through `change`."""
     shutil.copytree(student.path / "model", root / "model")
     change(root / "model")
     return replace(student, path=root)
-
-
-def gate_record(root: Path, *, passed: bool = True) -> Record:
-    metrics = {"passed": passed, "values": {"student overall ndcg@10": 0.81}}
-    return Record(stage="gate", version="v1", fingerprint="g0", path=root, config={}, metrics=metrics)
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,7 +36,7 @@ from preceptor.ranker.examples import (
 from preceptor.ranker.following import following
 from preceptor.ranker.grouped import GroupFiles, write_groups
 from preceptor.ranker.losses import Normalisers, Objective, loss_terms, total_loss
-from preceptor.ranker.mixing import advanced, measured, mixed
+from preceptor.ranker.mixing import START, State, advanced, measured, mixed
 from preceptor.ranker.model import Head, Ranker, head_slices, load_ranker
 from preceptor.ranker.sharding import freeze_embeddings, make_optimizer, recompute_activations, shard
 from preceptor.recipe import FixedMixing, Mixing, TrainConfig
@@ -85,8 +86,9 @@ def fit(job: FitJob, *, name: str, storage: str | None = None) -> FitResult:
     # A range of workers is Ray Train v2's; the types that type checkers find are version 1's.
     num_workers: Any = (config.min_workers, config.num_workers) if config.min_workers else config.num_workers
     trainer = TorchTrainer(
-        _train_worker,
-        train_loop_config={"job": job},
+        # Bound, not in train_loop_config: that one Ray Train's controller reads as well, which took it 2 s of imports
+        # before it started a worker.
+        partial(_train_worker, job),
         torch_config=TorchConfig(backend="nccl" if config.gpus_per_worker else "gloo"),
         scaling_config=ScalingConfig(
             num_workers=num_workers,
@@ -258,26 +260,34 @@ def train_step(
     return _summed(terms, trainee.device)
 
 
-def _train_worker(payload: Mapping[str, FitJob]) -> None:
-    import ray.train
-
-    job = payload["job"]
-    config, context = job.config, ray.train.get_context()
-    trainee = make_trainee(job.initial, config, rank=context.get_world_rank(), world=context.get_world_size())
-    start, state = restore(trainee.ranker, trainee.optimizer)
-    groups = GroupFiles(job.out / _GROUPS)
-    if trainee.rank == 0:
-        _truncate_losses(job.out, start)
+def training(
+    trainee: Trainee, job: FitJob, groups: GroupFiles, *, start: int = 0, state: State = START
+) -> Iterator[tuple[int, dict[str, float], State]]:
+    """Each step from `start` on, once it is made: its number from 1, its row of losses, the mixing rule's state."""
+    config = job.config
     for step in range(start, config.num_steps):
         chosen = [draw_documents(groups[i], step, config) for i in groups_of_step(len(groups), step, config)]
         objective = mixed(job.objective, job.mixing, state)
         terms = train_step(trainee, chosen, step, objective, job.mixing)
         state = advanced(job.mixing, state, job.objective, terms)
+        shares = {f"{name}_share": share for name, share in _moved(objective, job.objective)}
+        num_pairs = sum(len(group.documents) for group in chosen)
+        yield step + 1, {"step": step + 1, **terms, **shares, "pairs": num_pairs}, state
+
+
+def _train_worker(job: FitJob) -> None:
+    import ray.train
+
+    config, context = job.config, ray.train.get_context()
+    trainee = make_trainee(job.initial, config, rank=context.get_world_rank(), world=context.get_world_size())
+    start, state = restore(trainee.ranker, trainee.optimizer)
+    if trainee.rank == 0:
+        _truncate_losses(job.out, start)
+    for step, row, now in training(trainee, job, GroupFiles(job.out / _GROUPS), start=start, state=state):
         if trainee.rank == 0:
-            terms |= {f"{name}_share": share for name, share in _moved(objective, job.objective)}
-            _append_loss(job.out, {"step": step + 1, **terms, "pairs": sum(len(g.documents) for g in chosen)})
-        if (step + 1) % config.checkpoint_every == 0 or step + 1 == config.num_steps:
-            save(trainee.ranker, trainee.optimizer, step + 1, state, terms)
+            _append_loss(job.out, row)
+        if step % config.checkpoint_every == 0 or step == config.num_steps:
+            save(trainee.ranker, trainee.optimizer, step, now, row)
     export(trainee.ranker, trainee.tokenizer, job.out / "model", trainee.rank)
 
 
