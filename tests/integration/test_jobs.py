@@ -68,7 +68,9 @@ def cluster() -> Iterator[str]:
         if process.poll() is None:
             # All at once: `ray start`, asked to end, waits 30 s for them one after the other.
             for member in [*psutil.Process(process.pid).children(recursive=True), process]:
-                member.kill()
+                # The raylet's end may have ended it by now.
+                with suppress(psutil.NoSuchProcess):
+                    member.kill()
             process.wait(timeout=60)
         shutil.rmtree(folder, ignore_errors=True)
 
