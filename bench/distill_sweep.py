@@ -27,6 +27,7 @@ from pyarrow.parquet import ParquetFile
 
 from bench.peers.lessons import RULES, ablations, seeded, sweep
 from bench.peers.pareto import random_ndcg
+from bench.peers.points import require_known, slug
 from bench.peers.sweep_report import AUC, CHANGE, KEPT, NDCG, OWN, Kind, Row, Values, averaged, plot, summary, tables
 from preceptor.contracts import ACTIONS, GATE_REPORT, TEACHER_SCORES, parquet_files, read_table
 from preceptor.errors import DriftError, InputError, PreceptorError
@@ -34,12 +35,12 @@ from preceptor.evaluation.gate import gate
 from preceptor.evaluation.holdout import read_holdout
 from preceptor.evaluation.metrics import Interval, rows_by_group
 from preceptor.golden.opener import open_holdout
+from preceptor.local_ray import ray_cluster
 from preceptor.logits import sigmoid
 from preceptor.ranker.score_stage import ScoreConfig, score
 from preceptor.recipe import DistillConfig, GateConfig, MarketConfig, Recipe
 from preceptor.recipes import find_recipe
 from preceptor.record import DEV, Record, read_record
-from preceptor.running import ray_cluster
 from preceptor.student.distill import distill, stored_scores
 
 QUICK: Final = ("mix 0.25 : 0.75", "mixing uncertainty", "hard grades", "no warm start", "pairs 1/4")
@@ -105,9 +106,7 @@ def run_bench(arguments: argparse.Namespace) -> None:
     least = arguments.least or rare_median(run.record("engagement_scores").path / "scores")
     wanted = {**swept, **ablations(recipe, own, least=least)}
     names = [name for name in QUICK if name in wanted] if arguments.quick else arguments.only or list(wanted)
-    unknown = sorted(set(names) - set(wanted))
-    if unknown:
-        raise SystemExit(f"no point {', '.join(unknown)}; points: {', '.join(wanted)}.")
+    require_known(names, wanted)
     chosen = {OWN: own, **{name: wanted[name] for name in names}}
     kinds: dict[str, Kind] = {name: "sweep" if name in swept else "ablation" for name in names}
     work = arguments.work or arguments.root / ("distill_sweep_quick" if arguments.quick else "distill_sweep")
@@ -186,11 +185,6 @@ def measure(
         )
         rows.append(row)
     return rows
-
-
-def slug(name: str) -> str:
-    """The directory of a point."""
-    return "".join(letter if letter.isalnum() else "_" for letter in name)
 
 
 def teach(run: Run, config: DistillConfig, *, place: Path, finished: Path | None) -> Record:

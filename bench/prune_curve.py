@@ -1,6 +1,6 @@
 """Quality against parameters and served speed of a pruned student: cuts of a finished run's student, each recovered.
 
-    make demo && .venv/bin/python bench/prune_curve.py --root runs/demo --recipe demo
+    make demo && .venv/bin/python -m bench.prune_curve --root runs/demo --recipe demo
 
 Every point is cut by the stage `prune` and recovers by the stage `recover` on the run's own stored scores; what is
 finished under ``--work`` is not done again. NDCG@10 of the head 'overall' is on the held-out golden pairs; changes are
@@ -24,6 +24,7 @@ import numpy as np
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from bench.peers.points import require_known, slug
 from preceptor.bundle import Reader
 from preceptor.contracts import GOLDEN, OVERALL, read_table
 from preceptor.errors import InputError
@@ -126,9 +127,7 @@ def main() -> None:
     rate = arguments.learning_rate or lesson.train.learning_rate / 2
     wanted = {name: replace(config, learning_rate=rate) for name, config in wanted.items()}
     names = ["mlp 50 %", "groups 1/3", "vocabulary"] if arguments.quick else arguments.only or list(wanted)
-    unknown = sorted(set(names) - set(wanted))
-    if unknown:
-        raise SystemExit(f"no point {', '.join(unknown)}; points: {', '.join(wanted)}.")
+    require_known(names, wanted)
     chosen = {name: wanted[name] for name in names if possible(ranker, wanted[name])}
     work = arguments.work or arguments.root / ("prune_curve_quick" if arguments.quick else "prune_curve")
     students = make_students(chosen, lesson, student, work=work, recipe=recipe)
@@ -181,7 +180,7 @@ def make_students(
 
 def place(work: Path, name: str, stage: str) -> Path:
     """The directory of one stage of a point."""
-    return work / "".join(letter if letter.isalnum() else "_" for letter in name) / stage / "v1"
+    return work / slug(name) / stage / "v1"
 
 
 def measure(

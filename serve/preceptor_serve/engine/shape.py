@@ -18,7 +18,3 @@ class Shape:
     @property
     def query_size(self) -> int:
         return self.num_heads * self.width
-
-    @property
-    def key_size(self) -> int:
-        return self.num_key_heads * self.width
