@@ -33,6 +33,8 @@ from preceptor.ranker.model import grade_heads, init_ranker
 from preceptor.recipe import BackboneConfig
 
 PEER = "sentence-transformers"
+MOST_APART = 0.02
+"""Of two first losses, as a share of the larger."""
 
 
 def main() -> None:
@@ -91,7 +93,16 @@ def measure(given: argparse.Namespace, folder: Path) -> None:
             found[name].append(_timed(work, folder / "work.json"))
             seconds = found[name][-1].seconds / given.steps
             print(f"round {number + 1}: {name}: {seconds:.3f} s a step, first loss {found[name][-1].first_loss:.4f}")
+    _require_same(found)
     _print(given, found, flops, rate)
+
+
+def _require_same(found: dict[str, list[Timed]]) -> None:
+    """Ends the bench where trainers' first losses differ by more than bfloat16 rounds: they would not do the same."""
+    losses = {name: timed[0].first_loss for name, timed in found.items()}
+    if max(losses.values()) - min(losses.values()) > MOST_APART * max(losses.values()):
+        said = ", ".join(f"{name} {loss:.4f}" for name, loss in losses.items())
+        sys.exit(f"first losses of the same weights and pairs differ by more than {MOST_APART:.0%}: {said}.")
 
 
 def _request(row: dict[str, Any]) -> Request:

@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
+from bench.peers.plain_text import plain_text
 from preceptor.contracts import NUM_GRADES, OVERALL
 from preceptor.ranker.text import render_document, render_prefix
 
@@ -161,7 +162,9 @@ def time_sentence_transformers(work: Work) -> Timed:
         for row in rows
         for document, grade in zip(row["documents"], row["grades"], strict=True)
     ]
-    encoder = CrossEncoder(work.model, num_labels=NUM_GRADES, device="cpu", max_length=4096)
+    model = Path(work.model)
+    plain = plain_text(model, model.with_name(f"{model.name}-plain"))
+    encoder = CrossEncoder(str(plain), num_labels=NUM_GRADES, device="cpu", max_length=4096)
     for name, weight in encoder.named_parameters():
         if "embed_tokens" in name:
             weight.requires_grad_(False)

@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+from bench.peers.plain_text import plain_text
 from bench.peers.settings import Setting, from_json
 
 NAMES: Final = ("ours", "vllm", "sentence-transformers", "onnxruntime")
@@ -133,7 +134,7 @@ def _in_sentence_transformers(bundle: Path, setting: Setting) -> Model:
 
     torch.set_num_threads(setting.threads)
     encoder = CrossEncoder(
-        str(bundle),
+        str(plain_text(bundle, bundle.with_name(f"{bundle.name}-plain"))),
         device="cpu",
         max_length=512,
         activation_fn=torch.nn.Identity(),
