@@ -58,6 +58,7 @@ def ablations(recipe: Recipe, config: DistillConfig, *, least: float) -> dict[st
         **_toggled(config, "listnet", LISTNET, "ListNet"),
         **_masked(config, least),
         **_started(recipe, config),
+        **_thinner(recipe, config),
         **{f"pairs {name}": replace(config, share=share * config.share) for name, share in FEWER.items()},
     }
     return _others(config, found)
@@ -109,3 +110,11 @@ def _started(recipe: Recipe, config: DistillConfig) -> dict[str, DistillConfig]:
     if own.num_layers is None or own.source != whole.source or own.num_layers > (whole.num_layers or own.num_layers):
         return {}
     return {"warm start": replace(config, backbone=None, num_layers=own.num_layers)}
+
+
+def _thinner(recipe: Recipe, config: DistillConfig) -> dict[str, DistillConfig]:
+    """With a third of the teacher's layers, rounded down, where the student is cut from its teacher."""
+    teacher = recipe.relevance
+    if config.num_layers is None or not isinstance(teacher, TeacherConfig) or not teacher.backbone.num_layers:
+        return {}
+    return {"a third of the layers": replace(config, num_layers=max(teacher.backbone.num_layers // 3, 1))}

@@ -15,8 +15,11 @@ LOCAL_CPUS: Final = 8
 """Logical CPUs of a local cluster: fewer deadlock, because an engine and the stages around it hold one each."""
 
 # Of a local cluster. Eight idle workers started for nobody, what all processes say of themselves every few seconds, and
-# workers behind everything else in priority cost an engine on two cores 0.1 of one (bench/label_throughput.py).
+# workers behind everything else in priority cost an engine on two cores 0.1 of one (bench/label_throughput.py). An idle
+# worker looks for signals 100 times a second, 0.8 % of a core, and Ray would keep as many as there are CPUs for ever.
 _QUIET_RAY: Final = {
+    "RAY_num_workers_soft_limit": "0",
+    "RAY_idle_worker_killing_time_threshold_ms": "15000",
     "RAY_prestart_worker_first_driver": "0",
     "RAY_enable_metrics_collection": "0",
     "RAY_event_stats": "0",
@@ -44,10 +47,35 @@ _WORKER_ENV: Final = {
 
 @contextmanager
 def ray_cluster() -> Iterator[None]:
-    """A running Ray, for stages: as `serving_ray`, with Ray Data loaded and quiet."""
-    with serving_ray():
+    """A running Ray, for stages: as `serving_ray`, with Ray Data loaded and quiet, and Ray's own work giving way."""
+    with _giving_way(), serving_ray():
         _quieten_data()
         yield
+
+
+def take_precedence() -> None:
+    """Let this thread, and what it starts from now on, go before what gives way: for what computes all the time.
+
+    An engine's threads wait for each other, so that whatever runs in the place of one costs it all of them.
+    """
+    if hasattr(os, "SCHED_BATCH") and os.sched_getscheduler(0) == os.SCHED_BATCH:
+        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+
+
+@contextmanager
+def _giving_way() -> Iterator[None]:
+    """Processes started in the body, Ray's daemons and workers, never push aside what runs when they wake (on Linux).
+
+    They get as much of the machine as before, at moments of the scheduler's choosing.
+    """
+    if not hasattr(os, "SCHED_BATCH") or os.sched_getscheduler(0) != os.SCHED_OTHER:
+        yield
+        return
+    os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+    try:
+        yield
+    finally:
+        take_precedence()
 
 
 @contextmanager

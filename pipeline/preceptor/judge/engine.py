@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, NoReturn, TypeVar
 
 from preceptor.judge.replies import ENGINE_ERROR, OVER_LONG, Usage, Workers
+from preceptor.local_ray import take_precedence
 from preceptor.recipe import EngineConfig
 
 Task = Literal["generate", "classify"]
@@ -34,6 +35,7 @@ class Engine:
 
     def __init__(self, *, model: str, config: EngineConfig, task: Task) -> None:
         os.environ.update(environment(model, config))
+        take_precedence()
         from vllm import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
 

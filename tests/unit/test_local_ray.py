@@ -1,0 +1,54 @@
+"""A local Ray's processes give way to what computes all the time."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from preceptor.local_ray import take_precedence
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="Linux's scheduling policies")
+
+PRINTED = "import os; print(os.sched_getscheduler(0))"
+
+
+def policies(body: str) -> list[int]:
+    """What a process that runs `body` prints: scheduling policies."""
+    script = f"import subprocess, sys, os\nfrom preceptor.local_ray import _giving_way, take_precedence\n{body}"
+    # A Ray of this process may have it giving way already, and children inherit that: take_precedence undoes it.
+    ran = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, preexec_fn=take_precedence
+    )
+    return [int(line) for line in ran.stdout.split()]
+
+
+def test_what_is_started_in_the_body_gives_way_and_the_process_only_meanwhile() -> None:
+    body = f"""
+with _giving_way():
+    print(os.sched_getscheduler(0), flush=True)
+    subprocess.run([sys.executable, "-c", {PRINTED!r}])
+print(os.sched_getscheduler(0), flush=True)
+"""
+    assert policies(body) == [os.SCHED_BATCH, os.SCHED_BATCH, os.SCHED_OTHER]
+
+
+def test_an_engine_takes_precedence_with_all_it_starts() -> None:
+    body = f"""
+with _giving_way():
+    take_precedence()
+    subprocess.run([sys.executable, "-c", {PRINTED!r}])
+"""
+    assert policies(body) == [os.SCHED_OTHER]
+
+
+def test_another_policy_is_left_alone() -> None:
+    body = """
+os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+with _giving_way():
+    take_precedence()
+    print(os.sched_getscheduler(0), flush=True)
+"""
+    assert policies(body) == [os.SCHED_IDLE]
