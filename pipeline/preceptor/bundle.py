@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from preceptor.ranker.model import Head, Ranker
 
 BUNDLE_FILE: Final = "bundle.json"
+PLAIN_TOKENIZER: Final = "plain_tokenizer"
+"""Where bundle.json holds the digest that preceptor.ranker.plain_tokenizer gives of the tokenizer; null without one."""
 TOLERANCE: Final = 2e-2
 """Largest accepted difference of a probability between two engines that compute in bfloat16."""
 
@@ -213,34 +215,62 @@ def load_bundle(path: Path) -> Bundle:
     except Exception as error:  # transformers raises whatever its readers raise on a damaged file.
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise InputError(f"{path}: not loadable ({reason}). The bundle is damaged; export it again.") from error
-    require_overall(ranker, path)
-    require_policy(ranker, described["policy_version"], path)
-    num_rows = sum(head.size for head in ranker.heads)
+    _require_one_model(path, described, ranker.heads, ranker.policy_version)
+    return Bundle(path=path, ranker=ranker, tokenizer=tokenizer, **described)
+
+
+def load_reader(path: Path, config: Mapping[str, Any]) -> Reader:
+    """The bundle at `path` without its weights, by `config`, the content of its config.json; nothing of transformers
+    is imported where the export found that its tokenizer needs none.
+
+    InputError as load_bundle raises it where the files do not belong together; else as the tokenizer's reader raises.
+    """
+    from preceptor.ranker.model import heads_in, limits_in, load_tokenizer
+    from preceptor.ranker.plain_tokenizer import read_plain
+
+    described = describe(path)
+    heads, limits = heads_in(config, path), limits_in(config, path)
+    _require_one_model(path, described, heads, config.get("preceptor_policy_version"))
+    plain = read_plain(path, json.loads((path / BUNDLE_FILE).read_text()).get(PLAIN_TOKENIZER))
+    return Reader(
+        path=path,
+        heads=heads,
+        max_prefix_tokens=limits.max_prefix_tokens,
+        max_document_tokens=limits.max_document_tokens,
+        tokenizer=plain or load_tokenizer(path),
+        **described,
+    )
+
+
+def _require_one_model(path: Path, described: Mapping[str, Any], heads: Sequence[Head], trained: str | None) -> None:
+    """Nothing; InputError where bundle.json, as `described`, does not fit config.json's heads and policy."""
+    require_overall(heads, path)
+    require_policy(trained, described["policy_version"], path)
+    num_rows = sum(head.size for head in heads)
     if any(len(known.logits) != num_rows for known in described["known_answers"]):
         raise InputError(
             f"{path / BUNDLE_FILE}: known answers that do not fit the {num_rows} rows of config.json's heads. "
             "The bundle is mixed from several; export it again."
         )
-    return Bundle(path=path, ranker=ranker, tokenizer=tokenizer, **described)
 
 
-def require_overall(ranker: Ranker, where: Path) -> None:
-    """Nothing; InputError unless `ranker` has the grade head 'overall', without which nothing can be ranked."""
-    names = [head.name for head in ranker.heads]
+def require_overall(heads: Sequence[Head], where: Path) -> None:
+    """Nothing; InputError unless `heads` have the grade head 'overall', without which nothing can be ranked."""
+    names = [head.name for head in heads]
     if OVERALL not in names:
         raise InputError(
             f"{where}: a bundle needs the head '{OVERALL}', got: {', '.join(names) or 'none'}. Train a student with it."
         )
 
 
-def require_policy(ranker: Ranker, version: str | None, where: Path) -> None:
-    """Nothing; InputError where config.json names another policy than `version`: files of two models were mixed.
+def require_policy(trained: str | None, version: str | None, where: Path) -> None:
+    """Nothing; InputError where config.json names another policy, `trained`, than `version`: two models were mixed.
 
     A model from before config.json named the policy is taken at its record's word.
     """
-    if ranker.policy_version not in (None, version):
+    if trained not in (None, version):
         raise InputError(
-            f"{where}/config.json: trained under policy {ranker.policy_version}, but its record says {version}. "
+            f"{where}/config.json: trained under policy {trained}, but its record says {version}. "
             "The files of two models are mixed; train or export it again."
         )
 

@@ -8,7 +8,15 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from preceptor.bundle import BUNDLE_FILE, KnownAnswer, load_bundle, request_logits, require_overall, require_policy
+from preceptor.bundle import (
+    BUNDLE_FILE,
+    PLAIN_TOKENIZER,
+    KnownAnswer,
+    load_bundle,
+    request_logits,
+    require_overall,
+    require_policy,
+)
 from preceptor.errors import GateFailed, StageFailed
 from preceptor.parity import check_parity
 from preceptor.recipe import Blend
@@ -72,17 +80,18 @@ def _write(target: Path, bundle_id: str, config: ExportConfig, *, student: Recor
     import torch
 
     from preceptor.ranker.model import load_ranker
+    from preceptor.ranker.plain_tokenizer import plain_digest
 
     ranker, tokenizer = load_ranker(student.path / "model", dtype=torch.bfloat16)
-    require_overall(ranker, student.path / "model")
-    require_policy(ranker, student.policy_version, student.path / "model")
+    require_overall(ranker.heads, student.path / "model")
+    require_policy(ranker.policy_version, student.policy_version, student.path / "model")
     ranker.set_policy_version(student.policy_version)
     answers = [
         KnownAnswer(query=query, profile=profile, document=document, logits=tuple(row))
         for (query, profile, documents), rows in zip(PROBES, request_logits(ranker, tokenizer, PROBES), strict=True)
         for document, row in zip(documents, rows, strict=True)
     ]
-    described = {
+    described: dict[str, Any] = {
         "bundle_id": bundle_id,
         "policy_version": student.policy_version or "none",
         "backbone": config.backbone,
@@ -93,6 +102,7 @@ def _write(target: Path, bundle_id: str, config: ExportConfig, *, student: Recor
     }
     try:
         ranker.save(target, tokenizer)
+        described[PLAIN_TOKENIZER] = plain_digest(target, tokenizer)
         (target / "README.md").write_text(model_card(described, student))
     except Exception as error:  # safetensors and tokenizers raise types of their own where the disk refuses.
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__

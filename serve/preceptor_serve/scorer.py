@@ -314,7 +314,7 @@ def load_serving(bundle: Path, options: EngineOptions, *, num_gpus: float = 0.0)
 
     The latter where the packed engine does not know its architecture. Else as `load_batching`.
     """
-    from preceptor_serve.engine.student import UnknownArchitecture
+    from preceptor_serve.engine.weights import UnknownArchitecture
 
     try:
         return BatchingScorer(load_batching(bundle, options, num_gpus=num_gpus))

@@ -23,7 +23,8 @@ from preceptor_serve.engine.jobs import Desk, new_job, next_pieces
 from preceptor_serve.engine.kernels import PLAIN, Kernels, Linear, make_kernels
 from preceptor_serve.engine.options import EngineOptions
 from preceptor_serve.engine.packing import Packed, Piece, PrefixState, pack
-from preceptor_serve.engine.student import Student, UnknownArchitecture, make_student
+from preceptor_serve.engine.student import Student, make_student
+from preceptor_serve.engine.weights import UnknownArchitecture
 from tests.unit.engines import (
     HEADS,
     MAX_DOCUMENT,

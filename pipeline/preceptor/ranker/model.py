@@ -9,7 +9,7 @@ prefix and itself, and its positions go on from the prefix's end, so that its lo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -160,20 +160,31 @@ def load_ranker(directory: Path, *, dtype: torch.dtype = torch.float32) -> tuple
     classifier, found = AutoModelForSequenceClassification.from_pretrained(
         directory, dtype=dtype, output_loading_info=True
     )
-    named = getattr(classifier.config, "preceptor_heads", None)
-    if named is None:
-        raise InputError(f"{directory}/config.json: no preceptor_heads; this classifier was not made by Preceptor.")
+    config = vars(classifier.config)
+    heads = heads_in(config, directory)
     if found["missing_keys"]:
         # transformers would fill them with random numbers.
         lacking = ", ".join(sorted(found["missing_keys"])[:3])
         raise InputError(f"{directory}: its weights lack {lacking}. The model is damaged; make it again.")
-    limits = BackboneConfig(
-        source=str(directory),
-        max_prefix_tokens=classifier.config.preceptor_max_prefix_tokens,
-        max_document_tokens=classifier.config.preceptor_max_document_tokens,
-    )
-    ranker = Ranker(classifier.eval(), [Head(**head) for head in named], limits)
+    ranker = Ranker(classifier.eval(), heads, limits_in(config, directory))
     return ranker, load_tokenizer(directory)
+
+
+def heads_in(config: Mapping[str, Any], directory: Path) -> tuple[Head, ...]:
+    """The heads that `config`, the content of config.json in `directory`, names; InputError where it names none."""
+    named = config.get("preceptor_heads")
+    if named is None:
+        raise InputError(f"{directory}/config.json: no preceptor_heads; this classifier was not made by Preceptor.")
+    return tuple(Head(**head) for head in named)
+
+
+def limits_in(config: Mapping[str, Any], directory: Path) -> BackboneConfig:
+    """How many tokens the ranker in `directory` reads, by `config`, the content of its config.json."""
+    return BackboneConfig(
+        source=str(directory),
+        max_prefix_tokens=config["preceptor_max_prefix_tokens"],
+        max_document_tokens=config["preceptor_max_document_tokens"],
+    )
 
 
 def load_tokenizer(directory: Path) -> Any:

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from dataclasses import replace
 from pathlib import Path
 
-from preceptor.bundle import Bundle, load_bundle
+from preceptor.bundle import Reader, load_bundle, load_reader
+from preceptor.errors import InputError
 from preceptor_serve.engine.engine import Engine
 from preceptor_serve.engine.gate import require_int8
 from preceptor_serve.engine.options import EngineOptions
-from preceptor_serve.engine.student import make_student
+from preceptor_serve.engine.plain import read_weights
+from preceptor_serve.engine.student import pack_student
+from preceptor_serve.engine.weights import Weights, weights_of
+
+_log = logging.getLogger(__name__)
 
 
 def load_engine(path: Path, options: EngineOptions) -> Engine:
@@ -18,12 +25,12 @@ def load_engine(path: Path, options: EngineOptions) -> Engine:
     InputError where it cannot be loaded, or its architecture or precision not computed here; ParityError where int8
     does not rank as bfloat16 does.
     """
-    bundle = load_bundle(path)
-    engine = make_engine(bundle, options)
+    reader, weights = load_parts(path)
+    engine = make_engine(reader, weights, options)
     if options.precision == "int8":
-        reference = make_engine(bundle, replace(options, precision="bfloat16"))
+        reference = make_engine(reader, weights, replace(options, precision="bfloat16"))
         try:
-            require_int8(reference, engine, bundle_id=bundle.bundle_id)
+            require_int8(reference, engine, bundle_id=reader.bundle_id)
         except BaseException:
             engine.close()
             raise
@@ -32,12 +39,34 @@ def load_engine(path: Path, options: EngineOptions) -> Engine:
     return engine
 
 
-def make_engine(bundle: Bundle, options: EngineOptions) -> Engine:
-    """`bundle`'s weights in an engine. The engine keeps its own copies; the bundle can be let go."""
-    limits = bundle.ranker.limits
-    student = make_student(
-        bundle.ranker.classifier,
-        precision=options.precision,
-        max_tokens=limits.max_prefix_tokens + limits.max_document_tokens,
+def load_parts(path: Path) -> tuple[Reader, Weights]:
+    """The bundle at `path` as an engine needs it: its reader, and its weights in bfloat16.
+
+    Read from its files where they are of the plain kind, else by transformers, which also has the last word on what is
+    damaged. InputError where it cannot be loaded, UnknownArchitecture where transformers can and an engine cannot.
+    """
+    plain = _plain_parts(path)
+    if plain is not None:
+        return plain
+    bundle = load_bundle(path)
+    _log.info("%s: not of the plain kind; read by transformers, whose import takes some seconds.", path)
+    return bundle.reader, weights_of(bundle.ranker.classifier)
+
+
+def _plain_parts(path: Path) -> tuple[Reader, Weights] | None:
+    try:
+        config = json.loads((path / "config.json").read_text())
+        weights = read_weights(path, config)
+        return None if weights is None else (load_reader(path, config), weights)
+    except InputError:
+        raise
+    except Exception:  # safetensors and tokenizers raise types of their own on a damaged file.
+        return None
+
+
+def make_engine(reader: Reader, weights: Weights, options: EngineOptions) -> Engine:
+    """`weights` in an engine. It keeps its own copies; they can be let go."""
+    student = pack_student(
+        weights, precision=options.precision, max_tokens=reader.max_prefix_tokens + reader.max_document_tokens
     )
-    return Engine(bundle.reader, student, options)
+    return Engine(reader, student, options)

@@ -8,27 +8,19 @@ every token, and everything else of the last tokens alone: with 10 layers of Smo
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from preceptor.errors import InputError
 from preceptor_serve.engine.kernels import Kernels, Linear, MakeLinear, make_kernels
 from preceptor_serve.engine.options import Precision
 from preceptor_serve.engine.shape import Shape
+from preceptor_serve.engine.weights import Weights, weights_of
 
-KNOWN_TYPES: Final = ("llama", "qwen3")
-"""Architectures whose layers are the ones written down in forward.py."""
-
-
-USUAL_TURNS: Final = ("default", "linear", "llama3", "yarn")
-"""Kinds of rotation that depend on the position alone. Others (dynamic, longrope) depend on how long the text is."""
-
-
-class UnknownArchitecture(InputError):
-    """A classifier that transformers can compute and the packed forward pass cannot."""
+Tensors = Mapping[str, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,98 +77,78 @@ class Student:
 
 
 def make_student(classifier: Any, *, precision: Precision, max_tokens: int, kernels: Kernels | None = None) -> Student:
-    """The weights of a Hugging Face classifier at `precision`; UnknownArchitecture where forward.py is not its layers.
+    """The weights of a Hugging Face classifier, as pack_student has them; UnknownArchitecture as weights_of."""
+    return pack_student(weights_of(classifier), precision=precision, max_tokens=max_tokens, kernels=kernels)
 
-    `max_tokens` is the longest pair. `kernels`: this machine's fastest unless given. The classifier is only read.
+
+def pack_student(weights: Weights, *, precision: Precision, max_tokens: int, kernels: Kernels | None = None) -> Student:
+    """`weights` at `precision`, laid out for forward.py.
+
+    `max_tokens` is the longest pair. `kernels`: this machine's fastest unless given.
     """
-    config = classifier.config
-    _require_known(classifier)
     dtype = torch.float32 if precision == "float32" else torch.bfloat16
     kernels = kernels or make_kernels(precision)
-    model = classifier.model
-    *whole, last = model.layers
-    # transformers rotates in float32 and rounds the result: asked of it, so that no variant is written down twice.
-    cos_1XE, sin_1XE = model.rotary_emb(torch.empty(0, dtype=dtype), torch.arange(max_tokens).unsqueeze(0))
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    tensors, make = weights.tensors, kernels.linear
+    *whole, last = (f"model.layers.{index}" for index in range(weights.num_layers))
     return Student(
-        shape=Shape(
-            num_heads=config.num_attention_heads,
-            num_key_heads=config.num_key_value_heads,
-            width=width,
-            epsilon=config.rms_norm_eps,
-            scaling=width**-0.5,
-        ),
+        shape=weights.shape,
         kernels=kernels,
         dtype=dtype,
-        embedding_VH=_plain(model.embed_tokens.weight, dtype),
-        turns_XE=torch.cat([cos_1XE[0, :, : width // 2], sin_1XE[0, :, : width // 2]], dim=1).contiguous(),
-        layers=tuple(_layer(layer, kernels.linear, dtype) for layer in whole),
-        last=_last_layer(last, kernels.linear, dtype),
-        norm_H=_plain(model.norm.weight, torch.float32),
-        score_RH=_plain(classifier.score.weight, torch.float32),
+        embedding_VH=_plain(tensors["model.embed_tokens.weight"], dtype),
+        turns_XE=weights.turns(max_tokens, dtype),
+        layers=tuple(_layer(tensors, layer, make, dtype) for layer in whole),
+        last=_last_layer(tensors, last, make, dtype),
+        norm_H=_plain(tensors["model.norm.weight"], torch.float32),
+        score_RH=_plain(tensors["score.weight"], torch.float32),
     )
 
 
-def _require_known(classifier: Any) -> None:
-    config = classifier.config
-    odd = [
-        f"{name}={getattr(config, name)}"
-        for name, usual in (("hidden_act", "silu"), ("use_sliding_window", False), ("pretraining_tp", 1))
-        if getattr(config, name, usual) not in (usual, None)
-    ]
-    if config.model_type in KNOWN_TYPES:
-        turns = getattr(classifier.model.rotary_emb, "rope_type", "default")
-        odd += [] if turns in USUAL_TURNS else [f"rope_type={turns}"]
-    if config.model_type not in KNOWN_TYPES or odd:
-        got = " with ".join([config.model_type, *odd])
-        raise UnknownArchitecture(f"the packed engine computes {' and '.join(KNOWN_TYPES)} students, got {got}")
-
-
-def _layer(layer: Any, make: MakeLinear, dtype: torch.dtype) -> Layer:
-    attention = layer.self_attn
+def _layer(tensors: Tensors, layer: str, make: MakeLinear, dtype: torch.dtype) -> Layer:
+    attention = f"{layer}.self_attn"
     return Layer(
-        norms=_norms(layer, dtype),
-        query_key_value=_joined(make, dtype, attention.q_proj, attention.k_proj, attention.v_proj),
-        rest=_rest(layer, make, dtype),
+        norms=_norms(tensors, layer, dtype),
+        query_key_value=_joined(tensors, make, dtype, *(f"{attention}.{name}_proj" for name in "qkv")),
+        rest=_rest(tensors, layer, make, dtype),
     )
 
 
-def _last_layer(layer: Any, make: MakeLinear, dtype: torch.dtype) -> LastLayer:
-    attention = layer.self_attn
+def _last_layer(tensors: Tensors, layer: str, make: MakeLinear, dtype: torch.dtype) -> LastLayer:
+    attention = f"{layer}.self_attn"
     return LastLayer(
-        norms=_norms(layer, dtype),
-        query=_joined(make, dtype, attention.q_proj),
-        key_value=_joined(make, dtype, attention.k_proj, attention.v_proj),
-        rest=_rest(layer, make, dtype),
+        norms=_norms(tensors, layer, dtype),
+        query=_joined(tensors, make, dtype, f"{attention}.q_proj"),
+        key_value=_joined(tensors, make, dtype, f"{attention}.k_proj", f"{attention}.v_proj"),
+        rest=_rest(tensors, layer, make, dtype),
     )
 
 
-def _norms(layer: Any, dtype: torch.dtype) -> Norms:
-    attention = layer.self_attn
-    query, key = (getattr(attention, name, None) for name in ("q_norm", "k_norm"))
+def _norms(tensors: Tensors, layer: str, dtype: torch.dtype) -> Norms:
+    query, key = (tensors.get(f"{layer}.self_attn.{name}_norm.weight") for name in "qk")
     return Norms(
-        input_H=_plain(layer.input_layernorm.weight, dtype),
-        query_E=None if query is None else _plain(query.weight, dtype),
-        key_E=None if key is None else _plain(key.weight, dtype),
+        input_H=_plain(tensors[f"{layer}.input_layernorm.weight"], dtype),
+        query_E=None if query is None else _plain(query, dtype),
+        key_E=None if key is None else _plain(key, dtype),
     )
 
 
-def _rest(layer: Any, make: MakeLinear, dtype: torch.dtype) -> Rest:
+def _rest(tensors: Tensors, layer: str, make: MakeLinear, dtype: torch.dtype) -> Rest:
     return Rest(
-        attention_out=_joined(make, dtype, layer.self_attn.o_proj),
-        norm_H=_plain(layer.post_attention_layernorm.weight, dtype),
-        gate_up=_joined(make, dtype, layer.mlp.gate_proj, layer.mlp.up_proj),
-        down=_joined(make, dtype, layer.mlp.down_proj),
+        attention_out=_joined(tensors, make, dtype, f"{layer}.self_attn.o_proj"),
+        norm_H=_plain(tensors[f"{layer}.post_attention_layernorm.weight"], dtype),
+        gate_up=_joined(tensors, make, dtype, f"{layer}.mlp.gate_proj", f"{layer}.mlp.up_proj"),
+        down=_joined(tensors, make, dtype, f"{layer}.mlp.down_proj"),
     )
 
 
-def _joined(make: MakeLinear, dtype: torch.dtype, *modules: Any) -> Linear:
+def _joined(tensors: Tensors, make: MakeLinear, dtype: torch.dtype, *names: str) -> Linear:
     """One linear layer for several that read the same input; their outputs stand side by side."""
-    weight_OI = torch.cat([_plain(module.weight, dtype) for module in modules])
-    if all(module.bias is None for module in modules):
+    weights = [tensors[f"{name}.weight"] for name in names]
+    weight_OI = torch.cat([_plain(weight, dtype) for weight in weights])
+    biases = [tensors.get(f"{name}.bias") for name in names]
+    if all(bias is None for bias in biases):
         return make(weight_OI, None)
-    biases = [torch.zeros(module.weight.shape[0]) if module.bias is None else module.bias for module in modules]
-    return make(weight_OI, torch.cat([_plain(bias, dtype) for bias in biases]))
+    whole = [torch.zeros(len(w)) if bias is None else bias for w, bias in zip(weights, biases, strict=True)]
+    return make(weight_OI, torch.cat([_plain(bias, dtype) for bias in whole]))
 
 
 def _plain(weight: Tensor, dtype: torch.dtype) -> Tensor:
