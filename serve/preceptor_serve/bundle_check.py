@@ -1,6 +1,6 @@
 """What can be said of a bundle before anything heavy is loaded, and of a replica that did not load it.
 
-Loading a bundle takes a process 10 s or more, nearly all of it imports, and a replica does so anyway. What is wrong
+Loading a bundle takes a process some seconds, nearly all of it imports, and a replica does so anyway. What is wrong
 with a bundle's files is found here in milliseconds; what only arithmetic finds, the replica says, and `reason_of`
 passes on.
 """

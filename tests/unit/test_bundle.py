@@ -33,6 +33,7 @@ from preceptor.export import export
 from preceptor.parity import check_parity
 from preceptor.ranker.text import prompt_token_ids
 from preceptor.record import Record, read_record
+from preceptor_serve.engine.loading import load_engine
 from preceptor_serve.engine.options import EngineOptions
 from preceptor_serve.scorer import BatchingScorer, load_serving
 from tests.unit.exporting import BLEND, CONFIG, HEADS, gate_record, train_student
@@ -335,6 +336,9 @@ def test_a_damaged_bundle_is_one_line_that_names_it(
     message = str(caught.value)
     assert said in message and str(folder) in message
     assert "\n" not in message
+    with pytest.raises(InputError) as served:
+        load_engine(folder, EngineOptions())
+    assert str(served.value) == message
 
 
 @pytest.mark.parametrize("poison", [math.nan, math.inf])
