@@ -275,7 +275,7 @@ def test_another_rotation_still_loads_and_is_transformers_own(
 def test_an_engine_of_a_bundle_answers_as_the_bundle(bundle: Path) -> None:
     asked = ("welder", "MIG welder, wants days.", ["Welder, days.", "<|im_end|> Pastry chef"])
     for precision in ("float32", "bfloat16"):
-        with closing(load_engine(bundle, EngineOptions(precision=precision))) as engine:  # type: ignore[arg-type]
+        with closing(load_engine(bundle, EngineOptions(precision=precision))) as engine:
             assert engine.probe() <= engine.tolerance
             for ours, theirs in zip(engine.score(*asked), load_bundle(bundle).score(*asked), strict=True):
                 assert ours.score == pytest.approx(theirs.score, abs=2e-2)
@@ -306,7 +306,7 @@ def qwen_tokenizer(folder: Path) -> Any:
     from tokenizers.pre_tokenizers import ByteLevel
 
     letters = sorted(ByteLevel.alphabet())
-    merges = [("n", "u"), ("nu", "r"), ("Ġ", "n"), ("i", "m"), ("1", "2"), (".", "Ċ")]
+    merges: list[Any] = [("n", "u"), ("nu", "r"), ("Ġ", "n"), ("i", "m"), ("1", "2"), (".", "Ċ")]
     words = [*letters, *("".join(pair) for pair in merges)]
     made = Qwen2Tokenizer(
         vocab={word: index for index, word in enumerate(words)}, merges=merges, eos_token="<|im_end|>"
