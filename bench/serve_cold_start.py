@@ -4,7 +4,7 @@
 
 Starts the command as a user does, asks until a score comes back, stops it, and does so again: --runs times, with files
 in the page cache after the first. A stage begins when its process is first seen (looked for every 0.2 s); the last one
-is the scorer's own: Python, torch, transformers, weights, probe, first request. Prints a table and a row for
+is the scorer's own: Python, torch, weights, probe, first request. Prints a table and a row for
 bench/RESULTS.md.
 """
 

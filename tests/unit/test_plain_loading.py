@@ -19,17 +19,20 @@ from hypothesis import strategies as st
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig, Qwen2Tokenizer, Qwen3Config
 
 from preceptor.bundle import load_bundle
+from preceptor.errors import InputError
+from preceptor.export import export
 from preceptor.ranker.plain_tokenizer import PlainTokenizer, plain_digest, read_plain
 from preceptor.ranker.text import prompt_token_ids
 from preceptor_serve.engine.forward import forward
-from preceptor_serve.engine.kernels import PLAIN, PlainLinear
-from preceptor_serve.engine.loading import load_engine, load_parts
+from preceptor_serve.engine.gate import require_int8
+from preceptor_serve.engine.kernels import PLAIN, PlainLinear, make_kernels
+from preceptor_serve.engine.loading import load_engine, load_parts, make_engine
 from preceptor_serve.engine.options import EngineOptions
 from preceptor_serve.engine.packing import Piece, pack
 from preceptor_serve.engine.plain import read_weights
 from preceptor_serve.engine.student import Student, make_student, pack_student
 from preceptor_serve.engine.weights import Weights
-from tests.unit.exporting import random_bundle
+from tests.unit.exporting import CONFIG, gate_record, random_bundle, train_student
 
 SIZES: dict[str, Any] = {
     "vocab_size": 53,
@@ -279,6 +282,23 @@ def test_an_engine_of_a_bundle_answers_as_the_bundle(bundle: Path) -> None:
             assert engine.probe() <= engine.tolerance
             for ours, theirs in zip(engine.score(*asked), load_bundle(bundle).score(*asked), strict=True):
                 assert ours.score == pytest.approx(theirs.score, abs=2e-2)
+
+
+def test_int8_is_held_against_bfloat16_of_the_same_weights(tmp_path: Path) -> None:
+    """Heads so large that documents lie far apart: rounding to int8 turns no pair round."""
+    try:
+        make_kernels("int8")
+    except InputError as error:
+        pytest.skip(str(error))
+    student = train_student(tmp_path / "student", max_prefix_tokens=48, max_document_tokens=64, spread=0.5)
+    path = export(CONFIG, student=student, gate=gate_record(tmp_path), out=tmp_path / "export").path / "bundle"
+    with closing(load_engine(path, EngineOptions(precision="int8"))) as engine:
+        assert engine.probe() <= engine.tolerance
+    with (
+        closing(make_engine(*load_parts(path), EngineOptions(precision="bfloat16"))) as reference,
+        closing(make_engine(*load_parts(path), EngineOptions(precision="int8"))) as candidate,
+    ):
+        assert 0 < require_int8(reference, candidate, bundle_id="b").largest_score_gap < 0.1
 
 
 # Tokens
