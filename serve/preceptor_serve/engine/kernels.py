@@ -164,7 +164,15 @@ def _plain_norm(rows: Tensor, weight_H: Tensor, epsilon: float) -> Tensor:
     return rms_norm(rows, (weight_H.shape[0],), weight_H, epsilon)
 
 
+_NORM_WIDTHS: Final = 8
+_TURN_WIDTHS: Final = 16
+"""The kernels take multiples of these. vLLM 0.32 refuses another width of a norm, and ends the process at a head of 20,
+24, 28, 40 or 100 to turn."""
+
+
 def _packed_norm(rows: Tensor, weight_H: Tensor, epsilon: float) -> Tensor:
+    if rows.shape[-1] % _NORM_WIDTHS:
+        return _plain_norm(rows, weight_H, epsilon)
     rows = rows.contiguous()
     out = torch.empty_like(rows)
     torch.ops._C.rms_norm(out, rows, weight_H, epsilon)
@@ -172,6 +180,8 @@ def _packed_norm(rows: Tensor, weight_H: Tensor, epsilon: float) -> Tensor:
 
 
 def _packed_turn(states_TSE: Tensor, positions_T: Tensor, table_XE: Tensor) -> Tensor:
+    if states_TSE.shape[2] % _TURN_WIDTHS:
+        return plain_turn(states_TSE, positions_T, table_XE)
     # In place, and heads side by side: this is how the kernel takes a part of a wider row.
     flat_TX = states_TSE.flatten(1)
     torch.ops._C.rotary_embedding(positions_T, flat_TX, None, states_TSE.shape[2], table_XE, True)
