@@ -162,9 +162,7 @@ def time_sentence_transformers(work: Work) -> Timed:
         for row in rows
         for document, grade in zip(row["documents"], row["grades"], strict=True)
     ]
-    model = Path(work.model)
-    plain = plain_text(model, model.with_name(f"{model.name}-plain"))
-    encoder = CrossEncoder(str(plain), num_labels=NUM_GRADES, device="cpu", max_length=4096)
+    encoder = CrossEncoder(str(plain_text(Path(work.model))), num_labels=NUM_GRADES, device="cpu", max_length=4096)
     for name, weight in encoder.named_parameters():
         if "embed_tokens" in name:
             weight.requires_grad_(False)

@@ -7,12 +7,13 @@ from pathlib import Path
 _TEMPLATE = "chat_template.jinja"
 
 
-def plain_text(model: Path, target: Path) -> Path:
-    """`target`, holding links to all of `model` but its chat template.
+def plain_text(model: Path) -> Path:
+    """A directory beside `model`, holding links to all of it but its chat template.
 
     CrossEncoder (5.4) writes every pair as two turns of a chat where the tokenizer has a template: 31 tokens more a
     pair with SmolLM2's, other last tokens, and other logits than the same weights give for the text.
     """
+    target = model.with_name(f"{model.name}-plain")
     target.mkdir(parents=True, exist_ok=True)
     for file in model.iterdir():
         link = target / file.name

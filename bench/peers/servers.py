@@ -134,7 +134,7 @@ def _in_sentence_transformers(bundle: Path, setting: Setting) -> Model:
 
     torch.set_num_threads(setting.threads)
     encoder = CrossEncoder(
-        str(plain_text(bundle, bundle.with_name(f"{bundle.name}-plain"))),
+        str(plain_text(bundle)),
         device="cpu",
         max_length=512,
         activation_fn=torch.nn.Identity(),

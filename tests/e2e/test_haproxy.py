@@ -1,4 +1,4 @@
-"""The application behind HAProxy instead of Serve's Python proxy: answers, keys, what listens where, a dead edge.
+"""The application behind HAProxy instead of Serve's Python proxy: answers, what listens where, a dead edge.
 
 Ray Serve decides for HAProxy by its environment when it is loaded, so all of it is in a process of its own:
 

@@ -47,7 +47,8 @@ def plain_digest(directory: Path, tokenizer: Any) -> str | None:
     file, backend = directory / _FILE, getattr(tokenizer, "backend_tokenizer", None)
     if backend is None or not file.is_file():
         return None
-    return _digest(file) if _rules(Tokenizer.from_file(str(file))) == _rules(backend) else None
+    content = file.read_bytes()
+    return _digest(content) if _rules(Tokenizer.from_buffer(content)) == _rules(backend) else None
 
 
 def read_plain(directory: Path, digest: str | None) -> PlainTokenizer | None:
@@ -55,13 +56,14 @@ def read_plain(directory: Path, digest: str | None) -> PlainTokenizer | None:
     from tokenizers import Tokenizer
 
     file = directory / _FILE
-    if digest is None or not file.is_file() or _digest(file) != digest:
+    if digest is None or not file.is_file():
         return None
-    return PlainTokenizer(Tokenizer.from_file(str(file)))
+    content = file.read_bytes()
+    return PlainTokenizer(Tokenizer.from_buffer(content)) if _digest(content) == digest else None
 
 
-def _digest(file: Path) -> str:
-    return hashlib.sha256(file.read_bytes()).hexdigest()
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 def _rules(tokenizer: Any) -> dict[str, Any]:

@@ -49,7 +49,7 @@ def load_parts(path: Path) -> tuple[Reader, Weights]:
     if plain is not None:
         return plain
     bundle = load_bundle(path)
-    _log.info("%s: not of the plain kind; read by transformers, whose import takes some seconds.", path)
+    _log.info("%s: not of the plain kind, or damaged; read by transformers, whose import takes some seconds.", path)
     return bundle.reader, weights_of(bundle.ranker.classifier)
 
 
@@ -60,7 +60,8 @@ def _plain_parts(path: Path) -> tuple[Reader, Weights] | None:
         return None if weights is None else (load_reader(path, config), weights)
     except InputError:
         raise
-    except Exception:  # safetensors and tokenizers raise types of their own on a damaged file.
+    except Exception as error:  # safetensors and tokenizers raise types of their own on a damaged file.
+        _log.warning("%s: its files were not read directly (%r).", path, error)
         return None
 
 
