@@ -228,10 +228,10 @@ def load_reader(path: Path, config: Mapping[str, Any]) -> Reader:
     from preceptor.ranker.model import heads_in, limits_in, load_tokenizer
     from preceptor.ranker.plain_tokenizer import read_plain
 
-    described = describe(path)
+    described, digest = _described(path)
     heads, limits = heads_in(config, path), limits_in(config, path)
     _require_one_model(path, described, heads, config.get("preceptor_policy_version"))
-    plain = read_plain(path, json.loads((path / BUNDLE_FILE).read_text()).get(PLAIN_TOKENIZER))
+    plain = read_plain(path, digest)
     return Reader(
         path=path,
         heads=heads,
@@ -314,6 +314,11 @@ def _score_rows(
 
 def describe(path: Path) -> dict[str, Any]:
     """The fields of a Bundle that bundle.json holds; InputError where it is missing or damaged."""
+    return _described(path)[0]
+
+
+def _described(path: Path) -> tuple[dict[str, Any], str | None]:
+    """As `describe`, and the digest under `PLAIN_TOKENIZER`."""
     if not path.is_dir():
         raise InputError(f"{path}: no such directory. Point at the bundle/ directory of an export stage.")
     file = path / BUNDLE_FILE
@@ -335,4 +340,4 @@ def describe(path: Path) -> dict[str, Any]:
         raise InputError(f"{file}: not readable ({reason}). The bundle is damaged; export it again.") from error
     if not known:
         raise InputError(f"{file}: no known answers to check it by. The bundle is damaged; export it again.")
-    return described
+    return described, read.get(PLAIN_TOKENIZER)

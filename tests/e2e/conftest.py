@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -45,3 +46,33 @@ def only_line(stderr: str) -> str:
     assert "Traceback" not in stderr, stderr
     (line,) = [line for line in stderr.splitlines() if line.startswith("preceptor: ")]
     return line
+
+
+def copied(bundle: Path, to: Path, **changes: object) -> Path:
+    """A copy of `bundle` whose bundle.json has these `changes`."""
+    shutil.copytree(bundle, to)
+    file = to / "bundle.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+    return to
+
+
+@pytest.fixture(scope="module")
+def old(random_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return copied(random_bundle, tmp_path_factory.mktemp("old") / "bundle", bundle_id="old")
+
+
+@pytest.fixture(scope="module")
+def new(random_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same weights under another name, ranking by clicks alone."""
+    blend = {"relevance": 0.0, "click": 1.0, "apply": 0.0}
+    return copied(random_bundle, tmp_path_factory.mktemp("new") / "bundle", bundle_id="new", blend=blend)
+
+
+@pytest.fixture(scope="module")
+def corrupt(random_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle that loads and scores, and does not give its known answers."""
+    known = json.loads((random_bundle / "bundle.json").read_text())["known_answers"]
+    wrong = [answer | {"logits": [logit + (3.0 if i == 0 else 0.0) for i, logit in enumerate(answer["logits"])]}
+             for answer in known]  # fmt: skip
+    folder = tmp_path_factory.mktemp("corrupt") / "bundle"
+    return copied(random_bundle, folder, bundle_id="corrupt", known_answers=wrong)

@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,42 +14,11 @@ import pytest
 
 from preceptor.errors import StageFailed
 from preceptor.running import free_port
+from tests.e2e.asking import ask, bundles, steady_load
 
 pytestmark = pytest.mark.e2e
 
 APP = "preceptor"
-PAUSE_S = 0.03
-DOCUMENTS = ["Staff Nurse (nights), surgical ward.", "Software engineer, remote.", "Baker, early shifts."]
-
-
-def copied(bundle: Path, to: Path, **changes: object) -> Path:
-    """A copy of `bundle` whose bundle.json has these `changes`."""
-    shutil.copytree(bundle, to)
-    file = to / "bundle.json"
-    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
-    return to
-
-
-@pytest.fixture(scope="module")
-def old(random_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return copied(random_bundle, tmp_path_factory.mktemp("old") / "bundle", bundle_id="old")
-
-
-@pytest.fixture(scope="module")
-def new(random_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same weights under another name, ranking by clicks alone."""
-    blend = {"relevance": 0.0, "click": 1.0, "apply": 0.0}
-    return copied(random_bundle, tmp_path_factory.mktemp("new") / "bundle", bundle_id="new", blend=blend)
-
-
-@pytest.fixture(scope="module")
-def corrupt(random_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle that loads and scores, and does not give its known answers."""
-    known = json.loads((random_bundle / "bundle.json").read_text())["known_answers"]
-    wrong = [answer | {"logits": [logit + (3.0 if i == 0 else 0.0) for i, logit in enumerate(answer["logits"])]}
-             for answer in known]  # fmt: skip
-    folder = tmp_path_factory.mktemp("corrupt") / "bundle"
-    return copied(random_bundle, folder, bundle_id="corrupt", known_answers=wrong)
 
 
 @pytest.fixture(scope="module")
@@ -87,59 +51,6 @@ def alone(rollout: Any) -> Any:
     rollout.retire()
     assert rollout.routing().slots == (APP,)
     return rollout
-
-
-def ask(session: httpx.Client, number: int = 0) -> httpx.Response:
-    body = {"query": "night nurse", "profile": f"Registered nurse number {number}.", "documents": DOCUMENTS}
-    return session.post("/v1/score", json=body)
-
-
-def bundles(session: httpx.Client, numbers: range) -> list[str]:
-    return [ask(session, number).json()["bundle_id"] for number in numbers]
-
-
-@dataclass
-class Load:
-    """What came back of a steady load: a status and a bundle for each request, in order of their answers."""
-
-    seen: list[tuple[int, str | None]] = field(default_factory=list)
-
-    @property
-    def failures(self) -> list[tuple[int, str | None]]:
-        return [one for one in self.seen if one[0] != 200]
-
-    @property
-    def bundles(self) -> list[str | None]:
-        return [bundle for _, bundle in self.seen]
-
-
-@contextmanager
-def steady_load(url: httpx.URL, num_threads: int = 3) -> Iterator[Load]:
-    """Members who ask one request after the other while the body runs; at least one more each after it.
-
-    They pause in between: without it they took the cores that the new replica starts on.
-    """
-    load, done = Load(), threading.Event()
-
-    def member(number: int) -> None:
-        with httpx.Client(base_url=url, timeout=60, trust_env=False) as client:
-            last = False
-            while not last:
-                last = done.is_set()
-                number += num_threads
-                response = ask(client, number)
-                load.seen.append((response.status_code, response.json().get("bundle_id")))
-                done.wait(PAUSE_S)
-
-    threads = [threading.Thread(target=member, args=(number,)) for number in range(num_threads)]
-    for thread in threads:
-        thread.start()
-    try:
-        yield load
-    finally:
-        done.set()
-        for thread in threads:
-            thread.join()
 
 
 def series(session: httpx.Client, name: str) -> dict[str, float]:

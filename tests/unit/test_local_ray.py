@@ -17,7 +17,7 @@ PRINTED = "import os; print(os.sched_getscheduler(0))"
 
 def policies(body: str) -> list[int]:
     """What a process that runs `body` prints: scheduling policies."""
-    script = f"import subprocess, sys, os\nfrom preceptor.local_ray import _giving_way, take_precedence\n{body}"
+    script = f"import subprocess, sys, os\nfrom preceptor.local_ray import *\nfrom preceptor.local_ray import _giving_way\n{body}"
     # A Ray of this process may have it giving way already, and children inherit that: take_precedence undoes it.
     ran = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, preexec_fn=take_precedence
@@ -52,3 +52,40 @@ with _giving_way():
     print(os.sched_getscheduler(0), flush=True)
 """
     assert policies(body) == [os.SCHED_IDLE]
+
+
+def test_a_thread_waits_for_idle_cpus_and_the_process_does_not() -> None:
+    body = """
+import threading
+def follow():
+    wait_for_idle_cpus()
+    print(os.sched_getscheduler(0), flush=True)
+with _giving_way():
+    thread = threading.Thread(target=follow)
+    thread.start()
+    thread.join()
+    print(os.sched_getscheduler(0), flush=True)
+"""
+    assert policies(body) == [os.SCHED_IDLE, os.SCHED_BATCH]
+
+
+def test_without_a_local_ray_nobody_waits_for_idle_cpus() -> None:
+    body = """
+wait_for_idle_cpus()
+print(os.sched_getscheduler(0), flush=True)
+"""
+    assert policies(body) == [os.SCHED_OTHER]
+
+
+def test_followers_alone_wait_for_idle_cpus() -> None:
+    body = """
+def child(title):
+    return subprocess.Popen([title, "-c", "import time; time.sleep(60)"], executable=sys.executable)
+with _giving_way():
+    children = [child("ray::_StatsActor"), child("ray::MapWorker(MapBatches(BlockWorker)).submit")]
+    let_followers_wait()
+    print(*(os.sched_getscheduler(one.pid) for one in children), flush=True)
+    for one in children:
+        one.kill()
+"""
+    assert policies(body) == [os.SCHED_IDLE, os.SCHED_BATCH]

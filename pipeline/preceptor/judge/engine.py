@@ -155,6 +155,7 @@ def workers_of(model: str, config: EngineConfig) -> Workers:
         blocks_in_flight=config.blocks_in_flight,
         env=environment(model, config),
         give_up_s=2 * config.stall_s + config.start_s,
+        fill_the_cpus=not config.gpus_per_replica,
     )
 
 

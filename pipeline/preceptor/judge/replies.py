@@ -99,7 +99,8 @@ class Answers:
 class Workers:
     """The Ray actors that ask a judge: how many, what each reserves, and how many blocks each works on at once.
 
-    The job fails where none of them finishes a block for `give_up_s` seconds.
+    The job fails where none of them finishes a block for `give_up_s` seconds. Where they `fill_the_cpus`, what follows
+    them on a local Ray takes what they leave.
     """
 
     num_actors: int
@@ -108,6 +109,7 @@ class Workers:
     blocks_in_flight: int = 1
     env: Mapping[str, str] = field(default_factory=dict)
     give_up_s: float = 1800.0
+    fill_the_cpus: bool = False
 
 
 class Grader(Protocol):

@@ -19,6 +19,7 @@ from preceptor.errors import StageFailed, last_line
 from preceptor.judge.blocks import BlockWorker, Ticket, Work, ticket_of
 from preceptor.judge.replies import Workers
 from preceptor.judge.tally import Tally, tally_of
+from preceptor.local_ray import let_followers_wait, wait_for_idle_cpus
 
 MAX_RESTARTS: Final = 20
 """How often a worker may be started anew in one run: an engine that dies of everything must end the job."""
@@ -106,9 +107,15 @@ def _watched(answered: Iterator[Answered], workers: Workers, work: Work) -> Iter
     ended, stop = object(), threading.Event()
 
     def pull() -> None:
+        if workers.fill_the_cpus:
+            # With Ray Data's loop, which starts below, and asks 100 times a second whether a block has come.
+            wait_for_idle_cpus()
         try:
-            for item in answered:
+            for number, item in enumerate(answered):
                 arrived.put(item)
+                if workers.fill_the_cpus and number == 0:
+                    # Ray Data's own actors have come up by now.
+                    let_followers_wait()
                 if stop.is_set():
                     break
             arrived.put(ended)
