@@ -17,7 +17,8 @@ PRINTED = "import os; print(os.sched_getscheduler(0))"
 
 def policies(body: str) -> list[int]:
     """What a process that runs `body` prints: scheduling policies."""
-    script = f"import subprocess, sys, os\nfrom preceptor.local_ray import *\nfrom preceptor.local_ray import _giving_way\n{body}"
+    names = "_giving_way, let_followers_wait, take_precedence, wait_for_idle_cpus"
+    script = f"import os, subprocess, sys\nfrom preceptor.local_ray import {names}\n{body}"
     # A Ray of this process may have it giving way already, and children inherit that: take_precedence undoes it.
     ran = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, preexec_fn=take_precedence
