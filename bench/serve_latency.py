@@ -4,11 +4,11 @@
 
 Open-loop load: Poisson arrivals, the same student, the same requests for every server, no text twice, one server after
 the other on this machine. `engine` is ours in this process, without HTTP and Ray Serve; `warm` is ours over HTTP with
-requests whose scores it knows, which no peer is compared with. Peers are tuned first: each is started in a few settings
-(bench/peers/settings.py) and keeps the one in which callers that never let it rest get most. The rate is searched for:
-first how fast the server is with such callers, then shares of that, then halvings. Choose --documents so that the
-slowest server can answer a request alone within the bound. Prints a table, a row for bench/RESULTS.md, and draws the
-curves to --plot.
+requests whose scores it knows, which no peer is compared with. Servers are tuned first: each is started in a few
+settings (bench/peers/settings.py) and keeps the one in which callers that never let it rest get most. The rate is
+searched for: first how fast the server is with such callers, then shares of that, then halvings. Choose --documents so
+that the slowest server can answer a request alone within the bound. Prints a table, a row for bench/RESULTS.md, and
+draws the curves to --plot.
 """
 
 from __future__ import annotations
@@ -176,7 +176,7 @@ async def _measure_server(name: str, plan: Plan) -> Result:
     async with _asked(server, plan, setting, stream) as (ask, process, cold_s):
         for _ in range(16 if name == "warm" else 0):
             await ask()
-        told = "defaults" if server == "ours" else setting.told(server)
+        told = setting.told(server)
         return await _result(name, ask, plan, setting=told, cold_s=cold_s, memory=lambda: _memory(process.pid))
 
 

@@ -43,15 +43,16 @@ def main() -> None:
         _become_vllm(arguments.bundle, arguments.port, arguments.setting)
     with contextlib.suppress(KeyboardInterrupt):
         if arguments.name == "ours":
-            _serve_ours(arguments.bundle, arguments.port, arguments.precision)
+            _serve_ours(arguments.bundle, arguments.port, arguments.precision, arguments.setting)
         else:
             _serve_peer(arguments.name, arguments.bundle, arguments.port, arguments.setting)
 
 
-def _serve_ours(bundle: Path, port: int, precision: str) -> None:
+def _serve_ours(bundle: Path, port: int, precision: str, setting: Setting) -> None:
     from preceptor.cli import main as preceptor
 
-    sys.exit(preceptor(["serve", "--bundle", str(bundle), "--port", str(port), "--precision", precision]))
+    options = ["--precision", precision, "--replicas", str(setting.replicas)]
+    sys.exit(preceptor(["serve", "--bundle", str(bundle), "--port", str(port), *options]))
 
 
 def _become_vllm(bundle: Path, port: int, setting: Setting) -> None:
@@ -96,10 +97,13 @@ def _peer_class(setting: Setting) -> Any:
     from ray import serve
     from starlette.requests import Request
 
+    from preceptor.local_ray import take_precedence
     from preceptor.ranker.text import render_document, render_prefix
 
     class Peer:
         def __init__(self, name: str, bundle: str) -> None:
+            # As the product's engine does: its threads, and those that a library starts from here.
+            take_precedence()
             self._model = load_model(name, Path(bundle), setting)
 
         async def __call__(self, request: Request) -> Any:
@@ -112,12 +116,16 @@ def _peer_class(setting: Setting) -> Any:
         async def _together(self, requests: list[list[tuple[str, str]]]) -> list[Any]:
             import asyncio
 
-            logits = await asyncio.to_thread(self._model, [pair for pairs in requests for pair in pairs])
+            logits = await asyncio.to_thread(self._computed, [pair for pairs in requests for pair in pairs])
             answers, start = [], 0
             for pairs in requests:
                 answers.append(logits[start : start + len(pairs)].tolist())
                 start += len(pairs)
             return answers
+
+        def _computed(self, pairs: list[tuple[str, str]]) -> Any:
+            take_precedence()
+            return self._model(pairs)
 
     return Peer
 

@@ -9,7 +9,7 @@ from typing import Final
 
 @dataclass(frozen=True, kw_only=True)
 class Setting:
-    """How a peer computes; each server reads what concerns it.
+    """How a server computes; each reads what concerns it.
 
     `replicas` of `threads` each; whole pairs of up to `requests` requests that wait together are computed together, in
     batches of `pairs`. vLLM's scheduler takes up to `tokens` tokens of `sequences` pairs at once.
@@ -24,7 +24,7 @@ class Setting:
 
     def told(self, server: str) -> str:
         """The fields that `server` reads, in words."""
-        fields = ("tokens", "sequences") if server == "vllm" else ("replicas", "threads", "requests", "pairs")
+        fields = READ_BY.get(server, ("replicas", "threads", "requests", "pairs"))
         return ", ".join(f"{name} {getattr(self, name)}" for name in fields)
 
     def to_json(self) -> str:
@@ -37,13 +37,13 @@ def from_json(text: str) -> Setting:
 
 
 def candidates(server: str, *, cores: int) -> tuple[Setting, ...]:
-    """The settings that `server` is tried with. Ours has its product's defaults and is not tuned."""
+    """The settings that `server` is tried with."""
+    whole = Setting(replicas=1, threads=cores)
+    apart = Setting(replicas=cores, threads=1)
     if server == "vllm":
         return tuple(Setting(tokens=tokens, sequences=count) for tokens, count in TRIED_BY_VLLM)
     if server == "ours":
-        return (Setting(),)
-    whole = Setting(replicas=1, threads=cores)
-    apart = Setting(replicas=cores, threads=1)
+        return (whole, apart)
     return (
         whole,
         apart,
@@ -53,4 +53,5 @@ def candidates(server: str, *, cores: int) -> tuple[Setting, ...]:
     )
 
 
+READ_BY: Final = {"vllm": ("tokens", "sequences"), "ours": ("replicas", "threads")}
 TRIED_BY_VLLM: Final = ((4096, 64), (1024, 64), (2048, 16), (8192, 128))

@@ -231,6 +231,12 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         "--behind-gateway", action="store_true", help="a gateway authenticates: answer whoever reaches the port"
     )
     parser.add_argument(
+        "--replicas",
+        type=int,
+        default=1,
+        help="scorers that share the cores (default: 1, which answers soonest; one for each core answers most)",
+    )
+    parser.add_argument(
         "--precision",
         choices=("float32", "bfloat16", "int8"),
         default="bfloat16",
@@ -387,8 +393,16 @@ def _serve(arguments: argparse.Namespace) -> int:
     from preceptor_serve.start import run_app
 
     with serving_ray():
-        engine, where = EngineOptions(precision=arguments.precision), {"host": arguments.host, "port": arguments.port}
-        run_app(arguments.bundle.resolve(), **where, keys=arguments.keys, guard=guard, engine=engine, log=log)
+        run_app(
+            arguments.bundle.resolve(),
+            host=arguments.host,
+            port=arguments.port,
+            keys=arguments.keys,
+            guard=guard,
+            engine=EngineOptions(precision=arguments.precision),
+            log=log,
+            replicas=arguments.replicas,
+        )
     return 0
 
 

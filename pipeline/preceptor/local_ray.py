@@ -9,7 +9,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from typing import Final
 
 import psutil
@@ -64,8 +64,8 @@ _WORKER_ENV: Final = {
 
 @contextmanager
 def ray_cluster() -> Iterator[None]:
-    """A running Ray, for stages: as `serving_ray`, with Ray Data loaded and quiet; a local one's own work gives way."""
-    with nullcontext() if os.environ.get("RAY_ADDRESS") else _giving_way(), serving_ray():
+    """A running Ray, for stages: as `serving_ray`, with Ray Data loaded and quiet."""
+    with serving_ray():
         _quieten_data()
         yield
 
@@ -133,8 +133,8 @@ def _giving_way() -> Iterator[None]:
 def serving_ray(*, object_store_bytes: int = 2**30) -> Iterator[None]:
     """A running Ray: the cluster of ``RAY_ADDRESS`` where it is set, otherwise a local one that ends with the body.
 
-    `object_store_bytes` is memory for objects of a local one; what does not fit is spilled to disk. Ray Data is not
-    loaded: that takes a server, which has no use for it, seconds.
+    `object_store_bytes` is memory for objects of a local one; what does not fit is spilled to disk. All of a local one
+    gives way but what takes precedence. Ray Data is not loaded: that takes a server, which has no use for it, seconds.
     """
     # Ray's core reports, as errors, states that it recovers from by itself; set before it is loaded.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
@@ -147,6 +147,14 @@ def serving_ray(*, object_store_bytes: int = 2**30) -> Iterator[None]:
         ray.init(log_to_driver=False)
         yield
         return
+    with _giving_way(), _local(object_store_bytes):
+        yield
+
+
+@contextmanager
+def _local(object_store_bytes: int) -> Iterator[None]:
+    import ray
+
     for name, value in (_QUIET_RAY | _PROMPT_TRAIN | _PROMPT_SERVE | _WORKER_ENV).items():
         os.environ.setdefault(name, value)
     # Ray's sockets live below this folder and their paths may hold 107 bytes at most, hence the system's own.

@@ -23,6 +23,7 @@ from typing import Protocol, runtime_checkable
 from preceptor.bundle import Blend, DocumentScore, load_bundle
 from preceptor.contracts import ACTIONS, NUM_GRADES, content_id
 from preceptor.errors import PreceptorError, StageFailed
+from preceptor.local_ray import take_precedence
 from preceptor_serve.engine.counts import Counts
 from preceptor_serve.engine.options import EngineOptions
 from preceptor_serve.health import HANG_AFTER_S
@@ -212,7 +213,7 @@ class ThreadedScorer:
         self._started_s: float | None = None
         self._num_waiting = 0
         # One thread: a request uses all of the replica's cores, and a second beside it would only add switching.
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="scorer")
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="scorer", initializer=take_precedence)
 
     async def score(self, query: str, profile: str, documents: Sequence[str]) -> Answer:
         """The scores of `documents`, unchecked. A request whose caller has gone before its turn is never computed."""

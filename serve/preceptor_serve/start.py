@@ -37,37 +37,42 @@ def run_app(
     guard: Guard = "keys",
     engine: EngineOptions | None = None,
     log: LogOptions | None = None,
+    replicas: int = 1,
     block: bool = True,
 ) -> str:
     """The URL at which `bundle` answers. Ray must be running: the caller owns the cluster.
 
-    One replica has all of this machine's cores, unless `engine` says how many: a request is answered sooner by two
-    threads than by one of two replicas, and the weights are there once.
+    The `replicas` share this machine's cores, unless `engine` says how many threads each has. One answers a request
+    soonest and holds the weights once; several answer more of them a second, for no thread of one waits for another's.
 
     Returns once /readyz answers 200, or, with `block`, after Ctrl-C, having shut Serve down. InputError where the
-    bundle, the port or the file of `keys` cannot be used, or where `host` lets others in and nothing asks who they are;
-    StageFailed where the application does not come up.
+    bundle, the port, the file of `keys` or the number of `replicas` cannot be used, or where `host` lets others in and
+    nothing asks who they are; StageFailed where the application does not come up.
     """
     if not ray.is_initialized():
         raise StageFailed("Ray is not running in this process. Call ray.init first.")
     require_guarded(host, keys=keys, guard=guard)
     keys_file = None if keys is None else str(_some_keys(keys))
+    if not 1 <= replicas <= num_cores():
+        raise InputError(f"--replicas must be 1 to {num_cores()}, this machine's cores, got {replicas}.")
     options = engine or EngineOptions()
-    options = replace(options, threads=options.threads or num_cores())
+    options = replace(options, threads=options.threads or max(1, num_cores() // replicas))
     # Read here first: most bundles at fault are found out before anything starts.
     require_readable(bundle)
     _require_free(host, port)
     logging_config = {"log_level": "WARNING", "enable_access_log": False}
     serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port}, logging_config=logging_config)
     try:
-        # One CPU of Ray's count stays for the Edge; which cores there are is the engine's to use all the same.
-        num_cpus = max(1.0, min(options.threads, ray.cluster_resources().get("CPU", 1.0) - 1))
+        # One CPU of Ray's count stays for the Edge; which cores there are is the engines' to use all the same.
+        share = (ray.cluster_resources().get("CPU", 1.0) - 1) / replicas
+        num_cpus = max(1.0, min(options.threads, share))
         args = AppArgs(
             bundle=str(bundle.resolve()),
             keys_file=keys_file,
             engine=options,
             log=log,
-            max_replicas=1,
+            min_replicas=replicas,
+            max_replicas=replicas,
             num_cpus=num_cpus,
         )
         application = build(args)

@@ -111,11 +111,8 @@ def _watched(answered: Iterator[Answered], workers: Workers, work: Work) -> Iter
             # With Ray Data's loop, which starts below, and asks 100 times a second whether a block has come.
             wait_for_idle_cpus()
         try:
-            for number, item in enumerate(answered):
+            for item in answered:
                 arrived.put(item)
-                if workers.fill_the_cpus and number == 0:
-                    # Ray Data's own actors have come up by now.
-                    let_followers_wait()
                 if stop.is_set():
                     break
             arrived.put(ended)
@@ -123,6 +120,7 @@ def _watched(answered: Iterator[Answered], workers: Workers, work: Work) -> Iter
             arrived.put(error)
 
     threading.Thread(target=pull, daemon=True, name="answered-blocks").start()
+    followers_wait = not workers.fill_the_cpus
     try:
         while True:
             try:
@@ -136,6 +134,10 @@ def _watched(answered: Iterator[Answered], workers: Workers, work: Work) -> Iter
                 return
             if isinstance(item, BaseException):
                 raise _failed(item, work) from item
+            if not followers_wait:
+                # Ray Data's own actors have come up by now.
+                let_followers_wait()
+                followers_wait = True
             yield item
     finally:
         # Left early, as at a ceiling: what is queued comes back unanswered, and the thread ends with the next block.

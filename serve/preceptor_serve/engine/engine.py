@@ -18,6 +18,7 @@ import torch
 
 from preceptor.bundle import DocumentScore, Reader
 from preceptor.errors import StageFailed
+from preceptor.local_ray import take_precedence
 from preceptor_serve.engine.bundled import BundledEngine
 from preceptor_serve.engine.caches import ByteCache
 from preceptor_serve.engine.counts import Counts
@@ -116,6 +117,8 @@ class Engine(BundledEngine):
             # Of this thread: torch's own are its children and inherit it; the rest of the process stays free.
             with contextlib.suppress(OSError):
                 os.sched_setaffinity(0, self.options.cores)
+        # With torch's, for the same reason. They wait for each other: what stood in the place of one would cost both.
+        take_precedence()
         torch.set_num_threads(max(1, self.options.threads))
         while self._waited():
             self._pass_started_s = time.monotonic()

@@ -28,7 +28,7 @@ class EngineOptions:
     precision: Precision = "bfloat16"
     threads: int = 0
     cores: tuple[int, ...] = ()
-    max_forward_tokens: int = 1024
+    max_forward_tokens: int = 2048
     score_cache_mib: int = 32
     prefix_cache_mib: int = 64
     token_cache_mib: int = 64

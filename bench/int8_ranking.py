@@ -1,0 +1,140 @@
+"""How a finished run's bundle ranks in int8 beside bfloat16: on its held-out golden pairs, and in the gate's own eyes.
+
+    make demo && .venv/bin/python -m bench.int8_ranking --root runs/demo
+
+NDCG@10 is of the head 'overall', as grades 0 to 4 expect it, over each query's list; the change is paired, with a
+bootstrap interval over queries. "told apart" are pairs of one list whose scores differ by more than engines may. Speed
+is of the engine, its caches off, medians of rounds in turn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from bench.prune_curve import change
+from preceptor.contracts import GOLDEN, OVERALL, read_table
+from preceptor.errors import InputError, ParityError
+from preceptor.evaluation.metrics import Interval, gain, ndcg_at
+from preceptor.record import read_record
+from preceptor_serve.engine.engine import Engine
+from preceptor_serve.engine.gate import RankedRequest, RankingGap, probe_requests, ranking_gap, require_int8
+from preceptor_serve.engine.loading import load_parts, make_engine
+from preceptor_serve.engine.options import EngineOptions
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, default=Path("runs/demo"), help="a finished run (default: runs/demo)")
+    parser.add_argument("--version", default="v1", help="its version (default: v1)")
+    parser.add_argument("--rounds", type=int, default=5, help="rounds of the speed measurement (default: 5)")
+    parser.add_argument("--bootstrap", type=int, default=2000, help="resamples (default: 2000)")
+    arguments = parser.parse_args()
+    corpus, exported = (read_record(arguments.root / name / arguments.version) for name in ("corpus", "export"))
+    if corpus is None or exported is None:
+        raise SystemExit(f"{arguments.root}: no finished bundle of version {arguments.version}. Run its recipe first.")
+    lists = held_out_lists(corpus.path / "golden")
+    requests = [request for request, _, _ in lists]
+    reader, weights = load_parts(exported.path / "bundle")
+    options = EngineOptions(
+        threads=os.cpu_count() or 1, score_cache_mib=0, prefix_cache_mib=0, token_cache_mib=0, precision="bfloat16"
+    )
+    with (
+        closing(make_engine(reader, weights, options)) as bfloat16,
+        closing(make_engine(reader, weights, replace(options, precision="int8"))) as int8,
+    ):
+        print(f"gate, {told(ranking_gap(bfloat16, int8, probe_requests()))}: {verdict(bfloat16, int8)}")
+        print(f"held out, {told(ranking_gap(bfloat16, int8, requests))}")
+        found = {name: ndcg(engine, lists) for name, engine in (("bfloat16", bfloat16), ("int8", int8))}
+        means = {name: float(np.concatenate([*values.values()]).mean()) for name, values in found.items()}
+        lost = change(found["int8"], found["bfloat16"], num=arguments.bootstrap)
+        print(
+            f"NDCG@10 of {len(lists)} lists of {len(found['int8'])} queries: bfloat16 {means['bfloat16']:.4f}, "
+            f"int8 {means['int8']:.4f}: {percent(lost)}"
+        )
+        speeds = speed({"bfloat16": bfloat16, "int8": int8}, requests, rounds=arguments.rounds)
+        print(", ".join(f"{name} {documents:,.0f} documents/s" for name, documents in speeds.items()))
+
+
+def held_out_lists(golden: Path) -> list[tuple[RankedRequest, str, list[int]]]:
+    """Each held-out (query, profile) list with a positive grade: its request, its query's id, its grades."""
+    table = read_table(golden, GOLDEN)
+    rows = table.filter(pc.and_(pc.equal(table["split"], "holdout"), pc.equal(table["dimension"], OVERALL))).to_pylist()
+    lists: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        lists.setdefault((row["query_id"], row["profile_id"]), []).append(row)
+    found = [
+        (
+            RankedRequest(
+                query=group[0]["query"], profile=group[0]["profile"], documents=tuple(row["document"] for row in group)
+            ),
+            group[0]["query_id"],
+            [row["grade"] for row in group],
+        )
+        for group in lists.values()
+        if max(row["grade"] for row in group) > 0
+    ]
+    if not found:
+        raise InputError(f"{golden}: no held-out list with a positive grade. Measure on a source that has some.")
+    return found
+
+
+def told(gap: RankingGap) -> str:
+    """`gap` in words."""
+    return (
+        f"{gap.num_swapped} of {gap.num_pairs:,} pairs ({gap.swapped:.2%}) the other way round, of those told apart "
+        f"{gap.num_telling_swapped} of {gap.num_telling:,} ({gap.telling_swapped:.2%}); scores differ by "
+        f"{gap.largest_score_gap:.4f} at most"
+    )
+
+
+def verdict(bfloat16: Engine, int8: Engine) -> str:
+    """What the gate says."""
+    try:
+        require_int8(bfloat16, int8, bundle_id="the bundle")
+    except ParityError:
+        return "refused"
+    return "passed"
+
+
+def ndcg(engine: Engine, lists: Sequence[tuple[RankedRequest, str, list[int]]]) -> Mapping[str, NDArray[np.float64]]:
+    """By query the NDCG@10 of each of its lists."""
+    found: dict[str, list[float]] = {}
+    for request, query, grades in lists:
+        scores = engine.score_afresh(request.query, request.profile, request.documents)
+        expected = np.array([score.grade_probs for score in scores]) @ gain(np.arange(len(scores[0].grade_probs)))
+        found.setdefault(query, []).append(ndcg_at(grades, expected))
+    return {query: np.array(values) for query, values in found.items()}
+
+
+def speed(engines: Mapping[str, Engine], requests: Sequence[RankedRequest], *, rounds: int) -> dict[str, float]:
+    """Documents a second of each engine, one request after the other."""
+    seconds: dict[str, list[float]] = {name: [] for name in engines}
+    for number in range(rounds):
+        for name in list(engines) if number % 2 == 0 else list(engines)[::-1]:
+            started_s = time.perf_counter()
+            for request in requests:
+                engines[name].score_afresh(request.query, request.profile, request.documents)
+            seconds[name].append(time.perf_counter() - started_s)
+    num_documents = sum(len(request.documents) for request in requests)
+    return {name: num_documents / statistics.median(taken) for name, taken in seconds.items()}
+
+
+def percent(found: Interval) -> str:
+    """`found` with its interval, in per cent."""
+    return f"{found.value:+.2%} [{found.low:+.2%}, {found.high:+.2%}]"
+
+
+if __name__ == "__main__":
+    main()
