@@ -235,6 +235,14 @@ def test_a_file_without_a_key_is_refused(session: httpx.Client, random_bundle: P
         run_app(random_bundle, port=free_port(), keys=tmp_path / "keys.json", block=False)
 
 
+def test_more_replicas_than_cores_are_refused(session: httpx.Client, random_bundle: Path) -> None:
+    from preceptor_serve.start import num_cores, run_app
+
+    for replicas in (0, num_cores() + 1):
+        with pytest.raises(InputError, match=f"--replicas must be 1 to .* got {replicas}"):
+            run_app(random_bundle, port=free_port(), replicas=replicas, block=False)
+
+
 def test_a_bundle_that_is_not_there_is_one_line_and_starts_nothing(session: httpx.Client, tmp_path: Path) -> None:
     from preceptor_serve.start import run_app
 
