@@ -97,7 +97,7 @@ def _peer_class(setting: Setting) -> Any:
     from ray import serve
     from starlette.requests import Request
 
-    from preceptor.local_ray import take_precedence
+    from preceptor.precedence import take_precedence
     from preceptor.ranker.text import render_document, render_prefix
 
     class Peer:

@@ -231,10 +231,7 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         "--behind-gateway", action="store_true", help="a gateway authenticates: answer whoever reaches the port"
     )
     parser.add_argument(
-        "--replicas",
-        type=int,
-        default=1,
-        help="scorers that share the cores (default: 1, which answers soonest; one for each core answers most)",
+        "--replicas", type=int, default=1, help="scorers that share the cores: more answer more, later (1)"
     )
     parser.add_argument(
         "--precision",
@@ -392,17 +389,10 @@ def _serve(arguments: argparse.Namespace) -> int:
     from preceptor_serve.engine.options import EngineOptions
     from preceptor_serve.start import run_app
 
+    where = {"host": arguments.host, "port": arguments.port, "replicas": arguments.replicas}
+    engine = EngineOptions(precision=arguments.precision)
     with serving_ray():
-        run_app(
-            arguments.bundle.resolve(),
-            host=arguments.host,
-            port=arguments.port,
-            keys=arguments.keys,
-            guard=guard,
-            engine=EngineOptions(precision=arguments.precision),
-            log=log,
-            replicas=arguments.replicas,
-        )
+        run_app(arguments.bundle.resolve(), **where, keys=arguments.keys, guard=guard, engine=engine, log=log)
     return 0
 
 

@@ -14,6 +14,8 @@ from typing import Final
 
 import psutil
 
+from preceptor.precedence import giving_way
+
 LOCAL_CPUS: Final = 8
 """Logical CPUs of a local cluster: fewer deadlock, because an engine and the stages around it hold one each."""
 
@@ -39,17 +41,6 @@ _PROMPT_SERVE: Final = {
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "5",
     "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
 }
-# What follows a local cluster's work and does none of it: Ray Data's own actors, and daemons, but neither raylet and
-# gcs_server, whose heartbeats must not be late, nor who prepares workers' environments. Titles, or ends of paths.
-_FOLLOWERS: Final = (
-    "ray::_StatsActor",
-    "ray::_AutoscalingCoordinatorActor",
-    "ray::ActorLocationTracker",
-    "ray::DashboardAgent",
-    "/ray/_private/log_monitor.py",
-    "/ray/autoscaler/_private/monitor.py",
-    "/ray/dashboard/dashboard.py",
-)
 _ENDING_S: Final = 3.0
 """How long a local cluster's processes may take to end by themselves once it is shut down."""
 
@@ -70,65 +61,6 @@ def ray_cluster() -> Iterator[None]:
         yield
 
 
-def take_precedence() -> None:
-    """Let this thread, and what it starts from now on, go before what gives way: for what computes all the time.
-
-    An engine's threads wait for each other, so that whatever runs in the place of one costs it all of them.
-    """
-    if hasattr(os, "SCHED_BATCH") and os.sched_getscheduler(0) == os.SCHED_BATCH:
-        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
-
-
-def wait_for_idle_cpus() -> None:
-    """Let this thread, and those it starts from now on, take what CPU an engine leaves idle: in a local Ray, on Linux.
-
-    Of a busy CPU they get 0.3 %. For good: there is no way back without a privilege.
-    """
-    if _gives_way():
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-
-
-def let_followers_wait() -> None:
-    """The same for those of a local Ray's processes that only follow what the others do.
-
-    An engine's threads wait for each other at every product of matrices: a hundredth of one CPU taken from it costs it
-    a hundredth of its speed, however many it has. The followers and Ray Data's loop took 6 to 8 hundredths.
-    """
-    if not _gives_way():
-        return
-    for process in psutil.Process().children(recursive=True):
-        with suppress(psutil.NoSuchProcess, PermissionError):
-            if _follows(process.cmdline()):
-                for thread in process.threads():
-                    with suppress(ProcessLookupError):
-                        os.sched_setscheduler(thread.id, os.SCHED_IDLE, os.sched_param(0))
-
-
-def _follows(command: Sequence[str]) -> bool:
-    return any(argument.strip().endswith(_FOLLOWERS) for argument in command)
-
-
-def _gives_way() -> bool:
-    """Whether this thread is one of those that `_giving_way` has changed."""
-    return hasattr(os, "SCHED_BATCH") and os.sched_getscheduler(0) in (os.SCHED_BATCH, os.SCHED_IDLE)
-
-
-@contextmanager
-def _giving_way() -> Iterator[None]:
-    """Processes started in the body, Ray's daemons and workers, never push aside what runs when they wake (on Linux).
-
-    They get as much of the machine as before, at moments of the scheduler's choosing.
-    """
-    if not hasattr(os, "SCHED_BATCH") or os.sched_getscheduler(0) != os.SCHED_OTHER:
-        yield
-        return
-    os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-    try:
-        yield
-    finally:
-        take_precedence()
-
-
 @contextmanager
 def serving_ray(*, object_store_bytes: int = 2**30) -> Iterator[None]:
     """A running Ray: the cluster of ``RAY_ADDRESS`` where it is set, otherwise a local one that ends with the body.
@@ -147,7 +79,7 @@ def serving_ray(*, object_store_bytes: int = 2**30) -> Iterator[None]:
         ray.init(log_to_driver=False)
         yield
         return
-    with _giving_way(), _local(object_store_bytes):
+    with giving_way(), _local(object_store_bytes):
         yield
 
 

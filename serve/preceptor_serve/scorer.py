@@ -23,7 +23,7 @@ from typing import Protocol, runtime_checkable
 from preceptor.bundle import Blend, DocumentScore, load_bundle
 from preceptor.contracts import ACTIONS, NUM_GRADES, content_id
 from preceptor.errors import PreceptorError, StageFailed
-from preceptor.local_ray import take_precedence
+from preceptor.precedence import take_precedence
 from preceptor_serve.engine.counts import Counts
 from preceptor_serve.engine.options import EngineOptions
 from preceptor_serve.health import HANG_AFTER_S

@@ -17,8 +17,8 @@ JOBS = REPOSITORY / "jobs"
 
 # A room imports itself and rooms of the layers above it in this list; rooms of one layer do not know each other.
 LAYERS = (
-    ("errors", "logits", "local_ray"),
-    ("contracts",),
+    ("errors", "logits", "precedence"),
+    ("contracts", "local_ray"),
     ("record", "recipe"),
     ("policy", "evaluation.metrics", "contracts_doc"),
     ("golden", "capacity", "plan_rows"),
@@ -38,10 +38,11 @@ LAYERS = (
     ("cli",),
 )
 LAYER_OF = {room: layer for layer, rooms in enumerate(LAYERS) for room in rooms}
-SERVE_MAY_IMPORT = {"preceptor.contracts", "preceptor.errors", "preceptor.bundle"}
+SERVE_MAY_IMPORT = {"preceptor.contracts", "preceptor.errors", "preceptor.bundle", "preceptor.precedence"}
 LIGHT = (
     "errors",
     "logits",
+    "precedence",
     "local_ray",
     "contracts",
     "contracts_doc",

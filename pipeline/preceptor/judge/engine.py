@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final, Literal, NoReturn, TypeVar
 
 from preceptor.judge.replies import ENGINE_ERROR, OVER_LONG, Usage, Workers
-from preceptor.local_ray import take_precedence
+from preceptor.precedence import take_precedence
 from preceptor.recipe import EngineConfig
 
 Task = Literal["generate", "classify"]

@@ -19,7 +19,7 @@ from preceptor.errors import StageFailed, last_line
 from preceptor.judge.blocks import BlockWorker, Ticket, Work, ticket_of
 from preceptor.judge.replies import Workers
 from preceptor.judge.tally import Tally, tally_of
-from preceptor.local_ray import let_followers_wait, wait_for_idle_cpus
+from preceptor.precedence import let_followers_wait, wait_for_idle_cpus
 
 MAX_RESTARTS: Final = 20
 """How often a worker may be started anew in one run: an engine that dies of everything must end the job."""

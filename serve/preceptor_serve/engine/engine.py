@@ -18,7 +18,7 @@ import torch
 
 from preceptor.bundle import DocumentScore, Reader
 from preceptor.errors import StageFailed
-from preceptor.local_ray import take_precedence
+from preceptor.precedence import take_precedence
 from preceptor_serve.engine.bundled import BundledEngine
 from preceptor_serve.engine.caches import ByteCache
 from preceptor_serve.engine.counts import Counts

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from preceptor.local_ray import take_precedence
+from preceptor.precedence import take_precedence
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "SCHED_BATCH"), reason="Linux's scheduling policies")
 
@@ -17,8 +17,8 @@ PRINTED = "import os; print(os.sched_getscheduler(0))"
 
 def policies(body: str) -> list[int]:
     """What a process that runs `body` prints: scheduling policies."""
-    names = "_giving_way, let_followers_wait, take_precedence, wait_for_idle_cpus"
-    script = f"import os, subprocess, sys\nfrom preceptor.local_ray import {names}\n{body}"
+    names = "giving_way, let_followers_wait, take_precedence, wait_for_idle_cpus"
+    script = f"import os, subprocess, sys\nfrom preceptor.precedence import {names}\n{body}"
     # A Ray of this process may have it giving way already, and children inherit that: take_precedence undoes it.
     ran = subprocess.run(
         [sys.executable, "-c", script], capture_output=True, text=True, check=True, preexec_fn=take_precedence
@@ -28,7 +28,7 @@ def policies(body: str) -> list[int]:
 
 def test_what_is_started_in_the_body_gives_way_and_the_process_only_meanwhile() -> None:
     body = f"""
-with _giving_way():
+with giving_way():
     print(os.sched_getscheduler(0), flush=True)
     subprocess.run([sys.executable, "-c", {PRINTED!r}])
 print(os.sched_getscheduler(0), flush=True)
@@ -38,7 +38,7 @@ print(os.sched_getscheduler(0), flush=True)
 
 def test_an_engine_takes_precedence_with_all_it_starts() -> None:
     body = f"""
-with _giving_way():
+with giving_way():
     take_precedence()
     subprocess.run([sys.executable, "-c", {PRINTED!r}])
 """
@@ -48,7 +48,7 @@ with _giving_way():
 def test_another_policy_is_left_alone() -> None:
     body = """
 os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
-with _giving_way():
+with giving_way():
     take_precedence()
     print(os.sched_getscheduler(0), flush=True)
 """
@@ -61,7 +61,7 @@ import threading
 def follow():
     wait_for_idle_cpus()
     print(os.sched_getscheduler(0), flush=True)
-with _giving_way():
+with giving_way():
     thread = threading.Thread(target=follow)
     thread.start()
     thread.join()
@@ -82,7 +82,7 @@ def test_followers_alone_wait_for_idle_cpus() -> None:
     body = """
 def child(title):
     return subprocess.Popen([title, "-c", "import time; time.sleep(60)"], executable=sys.executable)
-with _giving_way():
+with giving_way():
     children = [child("ray::_StatsActor"), child("ray::MapWorker(MapBatches(BlockWorker)).submit")]
     let_followers_wait()
     print(*(os.sched_getscheduler(one.pid) for one in children), flush=True)
