@@ -64,8 +64,7 @@ def run_app(
     serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port}, logging_config=logging_config)
     try:
         # One CPU of Ray's count stays for the Edge; which cores there are is the engines' to use all the same.
-        share = (ray.cluster_resources().get("CPU", 1.0) - 1) / replicas
-        num_cpus = max(1.0, min(options.threads, share))
+        share = max(1.0, ray.cluster_resources().get("CPU", 1.0) - 1) / replicas
         args = AppArgs(
             bundle=str(bundle.resolve()),
             keys_file=keys_file,
@@ -73,7 +72,7 @@ def run_app(
             log=log,
             min_replicas=replicas,
             max_replicas=replicas,
-            num_cpus=num_cpus,
+            num_cpus=min(options.threads, share),
         )
         application = build(args)
         # What an earlier Serve of this cluster was in the middle of: its candidates ended with it.
