@@ -90,15 +90,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_label(commands.add_parser("label", help="label a recipe's pool, or say what that would ask"))
     _add_calibrate(commands.add_parser("calibrate", help="measure the labelling judge again under an edited policy"))
     _add_batch(commands.add_parser("batch", help="ask an endpoint through OpenAI batch files"))
-    add_plan(
-        commands.add_parser(
-            "plan",
-            help="what labelling so many pairs takes: hours, money, bytes",
-            epilog=_PLAN_EPILOG,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-        )
-    )
     for name, about, epilog, add in (
+        ("plan", "what labelling so many pairs takes: hours, money, bytes", _PLAN_EPILOG, add_plan),
         ("refine", "improve a judge's prompts against golden's calibration split", REFINE_EPILOG, add_refine),
         ("worklist", "sort what golden and a judge disagree on", REFINE_EPILOG, add_worklist),
         ("golden", "pairs to people, their grades back, golden files", GOLDEN_EPILOG, add_golden),
@@ -231,7 +224,10 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
         "--behind-gateway", action="store_true", help="a gateway authenticates: answer whoever reaches the port"
     )
     parser.add_argument(
-        "--replicas", type=int, default=1, help="scorers that share the cores: more answer more, later (1)"
+        "--replicas",
+        type=int,
+        default=1,
+        help="scorers that share the cores: several answer more requests a second, one each sooner (default: 1)",
     )
     parser.add_argument(
         "--precision",
@@ -389,10 +385,10 @@ def _serve(arguments: argparse.Namespace) -> int:
     from preceptor_serve.engine.options import EngineOptions
     from preceptor_serve.start import run_app
 
-    where = {"host": arguments.host, "port": arguments.port, "replicas": arguments.replicas}
-    engine = EngineOptions(precision=arguments.precision)
+    engine, where = EngineOptions(precision=arguments.precision), {"host": arguments.host, "port": arguments.port}
+    shape = {"engine": engine, "replicas": arguments.replicas}
     with serving_ray():
-        run_app(arguments.bundle.resolve(), **where, keys=arguments.keys, guard=guard, engine=engine, log=log)
+        run_app(arguments.bundle.resolve(), **where, **shape, keys=arguments.keys, guard=guard, log=log)
     return 0
 
 

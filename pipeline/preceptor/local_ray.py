@@ -125,6 +125,7 @@ def _end(processes: Sequence[psutil.Process]) -> None:
 
     It hangs in a lock after its interpreter has ended (Ray 2.60), also where the driver ended in good order.
     """
+    # Not psutil.wait_procs: it waits for zombies too, which a container's first process may never reap.
     deadline_s = time.monotonic() + _ENDING_S
     while (left := [process for process in processes if _is_running(process)]) and time.monotonic() < deadline_s:
         time.sleep(0.02)

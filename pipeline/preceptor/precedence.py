@@ -27,7 +27,7 @@ def take_precedence() -> None:
 
     An engine's threads wait for each other, so that whatever runs in the place of one costs it all of them.
     """
-    if hasattr(os, "SCHED_BATCH") and os.sched_getscheduler(0) == os.SCHED_BATCH:
+    if _gives_way():
         os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 
 
@@ -62,7 +62,7 @@ def _follows(command: Sequence[str]) -> bool:
 
 def _gives_way() -> bool:
     """Whether this thread is one of those that `giving_way` has changed."""
-    return hasattr(os, "SCHED_BATCH") and os.sched_getscheduler(0) in (os.SCHED_BATCH, os.SCHED_IDLE)
+    return hasattr(os, "SCHED_BATCH") and os.sched_getscheduler(0) == os.SCHED_BATCH
 
 
 @contextmanager

@@ -42,8 +42,8 @@ def session(dashboard: str, port: int) -> Iterator[httpx.Client]:
         yield client
 
 
-def deploy(bundle: Path, *, port: int, dashboard: str, folder: Path) -> str:
-    """What `serve deploy` prints of serve/serve.yaml as it is shipped, but for its bundle and port."""
+def deploy(bundle: Path, *, port: int, dashboard: str, folder: Path) -> None:
+    """`serve deploy` of serve/serve.yaml as it is shipped, but for its bundle and port."""
     shipped: dict[str, Any] = yaml.safe_load((REPOSITORY / "serve" / "serve.yaml").read_text())
     shipped["http_options"]["port"] = port
     shipped["applications"][0]["args"]["bundle"] = str(bundle)
@@ -52,7 +52,6 @@ def deploy(bundle: Path, *, port: int, dashboard: str, folder: Path) -> str:
     command = [str(Path(sys.executable).with_name("serve")), "deploy", str(file), "--address", dashboard]
     ran = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "RAY_AUTH_MODE": "disabled"})
     assert ran.returncode == 0, ran.stderr
-    return ran.stdout
 
 
 def application(dashboard: str) -> dict[str, Any]:

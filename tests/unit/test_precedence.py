@@ -81,7 +81,7 @@ print(os.sched_getscheduler(0), flush=True)
 def test_followers_alone_wait_for_idle_cpus() -> None:
     body = """
 def child(title):
-    return subprocess.Popen([title, "-c", "import time; time.sleep(60)"], executable=sys.executable)
+    return subprocess.Popen([title, "-c", "input()"], executable=sys.executable, stdin=subprocess.PIPE)
 with giving_way():
     children = [child("ray::_StatsActor"), child("ray::MapWorker(MapBatches(BlockWorker)).submit")]
     let_followers_wait()

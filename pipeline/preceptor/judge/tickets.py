@@ -120,7 +120,7 @@ def _watched(answered: Iterator[Answered], workers: Workers, work: Work) -> Iter
             arrived.put(error)
 
     threading.Thread(target=pull, daemon=True, name="answered-blocks").start()
-    followers_wait = not workers.fill_the_cpus
+    followers_run = workers.fill_the_cpus
     try:
         while True:
             try:
@@ -134,10 +134,10 @@ def _watched(answered: Iterator[Answered], workers: Workers, work: Work) -> Iter
                 return
             if isinstance(item, BaseException):
                 raise _failed(item, work) from item
-            if not followers_wait:
+            if followers_run:
                 # Ray Data's own actors have come up by now.
                 let_followers_wait()
-                followers_wait = True
+                followers_run = False
             yield item
     finally:
         # Left early, as at a ceiling: what is queued comes back unanswered, and the thread ends with the next block.
