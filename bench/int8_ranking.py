@@ -11,25 +11,22 @@ from __future__ import annotations
 
 import argparse
 import os
-import statistics
-import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from bench.peers.held_out import documents_per_s, held_out_rows
+from bench.peers.sweep_report import percent
 from bench.prune_curve import change
-from preceptor.contracts import GOLDEN, OVERALL, read_table
-from preceptor.errors import InputError, ParityError
-from preceptor.evaluation.metrics import Interval, gain, ndcg_at
+from preceptor.evaluation.metrics import gain, ndcg_at
+from preceptor.ranker.batches import group_requests
 from preceptor.record import read_record
 from preceptor_serve.engine.engine import Engine
-from preceptor_serve.engine.gate import RankedRequest, RankingGap, probe_requests, ranking_gap, require_int8
+from preceptor_serve.engine.gate import RankedRequest, RankingGap, probe_requests, ranking_gap
 from preceptor_serve.engine.loading import load_parts, make_engine
 from preceptor_serve.engine.options import EngineOptions
 
@@ -54,39 +51,30 @@ def main() -> None:
         closing(make_engine(reader, weights, options)) as bfloat16,
         closing(make_engine(reader, weights, replace(options, precision="int8"))) as int8,
     ):
-        print(f"gate, {told(ranking_gap(bfloat16, int8, probe_requests()))}: {verdict(bfloat16, int8)}")
+        gate = ranking_gap(bfloat16, int8, probe_requests())
+        print(f"gate, {told(gate)}: {'passed' if gate.within_bounds else 'refused'}")
         print(f"held out, {told(ranking_gap(bfloat16, int8, requests))}")
         found = {name: ndcg(engine, lists) for name, engine in (("bfloat16", bfloat16), ("int8", int8))}
         means = {name: float(np.concatenate([*values.values()]).mean()) for name, values in found.items()}
         lost = change(found["int8"], found["bfloat16"], num=arguments.bootstrap)
         print(
             f"NDCG@10 of {len(lists)} lists of {len(found['int8'])} queries: bfloat16 {means['bfloat16']:.4f}, "
-            f"int8 {means['int8']:.4f}: {percent(lost)}"
+            f"int8 {means['int8']:.4f}: {percent(lost, '{:+.2%}')}"
         )
-        speeds = speed({"bfloat16": bfloat16, "int8": int8}, requests, rounds=arguments.rounds)
+        speeds = documents_per_s({"bfloat16": bfloat16, "int8": int8}, requests, rounds=arguments.rounds)
         print(", ".join(f"{name} {documents:,.0f} documents/s" for name, documents in speeds.items()))
 
 
 def held_out_lists(golden: Path) -> list[tuple[RankedRequest, str, list[int]]]:
     """Each held-out (query, profile) list with a positive grade: its request, its query's id, its grades."""
-    table = read_table(golden, GOLDEN)
-    rows = table.filter(pc.and_(pc.equal(table["split"], "holdout"), pc.equal(table["dimension"], OVERALL))).to_pylist()
-    lists: dict[tuple[str, str], list[dict[str, Any]]] = {}
-    for row in rows:
-        lists.setdefault((row["query_id"], row["profile_id"]), []).append(row)
-    found = [
-        (
-            RankedRequest(
-                query=group[0]["query"], profile=group[0]["profile"], documents=tuple(row["document"] for row in group)
-            ),
-            group[0]["query_id"],
-            [row["grade"] for row in group],
-        )
-        for group in lists.values()
-        if max(row["grade"] for row in group) > 0
-    ]
-    if not found:
-        raise InputError(f"{golden}: no held-out list with a positive grade. Measure on a source that has some.")
+    rows = held_out_rows(golden)
+    row_of = {row["pair_id"]: row for row in rows}
+    found = []
+    for request, pair_ids in group_requests(rows):
+        grades = [row_of[pair_id]["grade"] for pair_id in pair_ids]
+        if max(grades) > 0:
+            ranked = RankedRequest(query=request.query, profile=request.profile, documents=request.documents)
+            found.append((ranked, row_of[pair_ids[0]]["query_id"], grades))
     return found
 
 
@@ -99,15 +87,6 @@ def told(gap: RankingGap) -> str:
     )
 
 
-def verdict(bfloat16: Engine, int8: Engine) -> str:
-    """What the gate says."""
-    try:
-        require_int8(bfloat16, int8, bundle_id="the bundle")
-    except ParityError:
-        return "refused"
-    return "passed"
-
-
 def ndcg(engine: Engine, lists: Sequence[tuple[RankedRequest, str, list[int]]]) -> Mapping[str, NDArray[np.float64]]:
     """By query the NDCG@10 of each of its lists."""
     found: dict[str, list[float]] = {}
@@ -116,24 +95,6 @@ def ndcg(engine: Engine, lists: Sequence[tuple[RankedRequest, str, list[int]]]) 
         expected = np.array([score.grade_probs for score in scores]) @ gain(np.arange(len(scores[0].grade_probs)))
         found.setdefault(query, []).append(ndcg_at(grades, expected))
     return {query: np.array(values) for query, values in found.items()}
-
-
-def speed(engines: Mapping[str, Engine], requests: Sequence[RankedRequest], *, rounds: int) -> dict[str, float]:
-    """Documents a second of each engine, one request after the other."""
-    seconds: dict[str, list[float]] = {name: [] for name in engines}
-    for number in range(rounds):
-        for name in list(engines) if number % 2 == 0 else list(engines)[::-1]:
-            started_s = time.perf_counter()
-            for request in requests:
-                engines[name].score_afresh(request.query, request.profile, request.documents)
-            seconds[name].append(time.perf_counter() - started_s)
-    num_documents = sum(len(request.documents) for request in requests)
-    return {name: num_documents / statistics.median(taken) for name, taken in seconds.items()}
-
-
-def percent(found: Interval) -> str:
-    """`found` with its interval, in per cent."""
-    return f"{found.value:+.2%} [{found.low:+.2%}, {found.high:+.2%}]"
 
 
 if __name__ == "__main__":

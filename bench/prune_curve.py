@@ -13,21 +13,19 @@ from __future__ import annotations
 
 import argparse
 import os
-import statistics
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from bench.peers.held_out import documents_per_s, held_out_rows
 from bench.peers.points import require_known, slug
+from bench.peers.sweep_report import percent
 from preceptor.bundle import Reader
-from preceptor.contracts import GOLDEN, OVERALL, read_table
-from preceptor.errors import InputError
+from preceptor.contracts import OVERALL
 from preceptor.evaluation.holdout import expected_gain
 from preceptor.evaluation.metrics import Interval, bootstrap, ndcg_at
 from preceptor.local_ray import ray_cluster
@@ -187,11 +185,7 @@ def measure(
     students: Sequence[Student], corpus: Record, recipe: Recipe, *, num_bootstrap: int, rounds: int
 ) -> list[Row]:
     """A row for each student, the unpruned one first."""
-    golden = read_table(corpus.path / "golden", GOLDEN)
-    golden = golden.filter(pc.and_(pc.equal(golden["split"], "holdout"), pc.equal(golden["dimension"], OVERALL)))
-    held_out = golden.to_pylist()
-    if not held_out:
-        raise InputError(f"{corpus.path / 'golden'}: no held-out pair. Measure on a source that has some.")
+    held_out = held_out_rows(corpus.path / "golden")
     print(f"{len(held_out)} held-out pairs ...", flush=True)
     found = {student.name: list_ndcg(student.model, held_out) for student in students}
     before = {student.name: list_ndcg(student.cut, held_out) for student in students if student.cut is not None}
@@ -255,21 +249,11 @@ def measure_speed(
         threads=os.cpu_count() or 1, score_cache_mib=0, prefix_cache_mib=0, token_cache_mib=0, precision="bfloat16"
     )
     engines = {student.name: engine_of(student.model, recipe, options) for student in students}
-    seconds: dict[str, list[float]] = {name: [] for name in engines}
     try:
-        for engine in engines.values():
-            _pass(engine, requests[:2])
-        for number in range(rounds):
-            order = list(engines) if number % 2 == 0 else list(engines)[::-1]
-            for name in order:
-                started = time.perf_counter()
-                _pass(engines[name], requests)
-                seconds[name].append(time.perf_counter() - started)
+        return documents_per_s(engines, requests, rounds=rounds)
     finally:
         for engine in engines.values():
             engine.close()
-    num_documents = sum(len(request.documents) for request in requests)
-    return {name: num_documents / statistics.median(taken) for name, taken in seconds.items()}
 
 
 def engine_of(model: Path, recipe: Recipe, options: EngineOptions) -> Engine:
@@ -292,11 +276,6 @@ def engine_of(model: Path, recipe: Recipe, options: EngineOptions) -> Engine:
     return Engine(reader, make_student(ranker.classifier, precision=options.precision, max_tokens=longest), options)
 
 
-def _pass(engine: Engine, requests: Sequence[Request]) -> None:
-    for request in requests:
-        engine.score_afresh(request.query, request.profile, request.documents)
-
-
 def table(rows: Sequence[Row], *, steps: int, num_pairs: int) -> str:
     """The rows as a Markdown table."""
     first = rows[0]
@@ -314,17 +293,13 @@ def table(rows: Sequence[Row], *, steps: int, num_pairs: int) -> str:
             f"{row.outside_embeddings / first.outside_embeddings:.0%}",
             f"{row.total / first.total:.0%}",
             f"{row.ndcg:.4f}",
-            _percent(row.change),
-            _percent(row.change_before),
+            percent(row.change, "{:+.1%}"),
+            percent(row.change_before, "{:+.1%}"),
             f"{row.documents_per_s:,.0f}",
             f"{row.documents_per_s / first.documents_per_s:.2f}",
         )
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
-
-
-def _percent(found: Interval | None) -> str:
-    return "" if found is None else f"{found.value:+.1%} [{found.low:+.1%}, {found.high:+.1%}]"
 
 
 def plot(rows: Sequence[Row], file: Path) -> Path:

@@ -109,13 +109,14 @@ def _cells(row: Row, on_front: Sequence[str]) -> str:
     cells = [row.name, f"{row.num_pairs:,}", f"{row.num_targets:,}"]
     for name, kept, figures in zip((NDCG, AUC), KEPT, reversed(list(zip(*row.seeds, strict=True))), strict=True):
         spread = f" ± {np.std(figures, ddof=1):.4f}" if len(figures) > 1 else ""
-        changed = _percent(values.get(CHANGE + kept), "{:+.1%}")
-        cells += [f"{values[name].value:.4f}{spread}", _percent(values[kept], "{:.1%}"), changed]
+        changed = percent(values.get(CHANGE + kept), "{:+.1%}")
+        cells += [f"{values[name].value:.4f}{spread}", percent(values[kept], "{:.1%}"), changed]
     cells += [f"{values[f'student {head} ece'].value:.4f}" for head in (OVERALL, "click")]
     return f"| {' | '.join([*cells, 'yes' if row.name in on_front else ''])} |"
 
 
-def _percent(found: Interval | None, form: str) -> str:
+def percent(found: Interval | None, form: str) -> str:
+    """`found` with its interval, each in the format `form`; nothing where there is none."""
     if found is None:
         return ""
     value, low, high = (form.format(part) for part in (found.value, found.low, found.high))

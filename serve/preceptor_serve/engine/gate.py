@@ -52,6 +52,11 @@ class RankingGap:
     def telling_swapped(self) -> float:
         return self.num_telling_swapped / max(self.num_telling, 1)
 
+    @property
+    def within_bounds(self) -> bool:
+        """Whether the candidate may be used in the place of the reference."""
+        return self.telling_swapped <= MAX_TELLING_SWAPS and self.swapped <= MAX_SWAPS
+
 
 def ranking_gap(reference: Scoring, candidate: Scoring, requests: Sequence[RankedRequest]) -> RankingGap:
     """How `candidate` orders the documents of `requests`, compared with `reference`."""
@@ -85,7 +90,7 @@ def ranking_gap(reference: Scoring, candidate: Scoring, requests: Sequence[Ranke
 def require_int8(reference: Scoring, candidate: Scoring, *, bundle_id: str) -> RankingGap:
     """How int8 (`candidate`) ranks beside bfloat16 (`reference`); ParityError where it must not be used."""
     found = ranking_gap(reference, candidate, probe_requests())
-    if found.telling_swapped > MAX_TELLING_SWAPS or found.swapped > MAX_SWAPS:
+    if not found.within_bounds:
         raise ParityError(
             f"{bundle_id}: int8 orders {found.swapped:.1%} of {found.num_pairs} pairs otherwise than bfloat16 (bound "
             f"{MAX_SWAPS:.0%}), and {found.telling_swapped:.1%} of the {found.num_telling} that differ by over "
