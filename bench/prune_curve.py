@@ -111,7 +111,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", metavar="NAME", help="only the points of these names")
     parser.add_argument("--rounds", type=int, default=7, help="rounds of the speed measurement (default: 7)")
     parser.add_argument("--bootstrap", type=int, default=2000, help="resamples (default: 2000)")
-    parser.add_argument("--quick", action="store_true", help="three points, two steps, one round: does it run at all")
+    parser.add_argument("--quick", action="store_true", help="three points, three steps, one round: does it run at all")
     arguments = parser.parse_args()
     recipe = find_recipe(arguments.recipe)
     lesson = recipe.distill
@@ -119,7 +119,7 @@ def main() -> None:
     if student is None or corpus is None or lesson is None:
         raise SystemExit(f"{arguments.root}: no finished student of version {arguments.version}. Run its recipe first.")
     ranker, _ = load_ranker(student.path / "model")
-    steps = 2 if arguments.quick else arguments.steps or max(lesson.train.num_steps // 2, 3)
+    steps = 3 if arguments.quick else arguments.steps or max(lesson.train.num_steps // 2, 3)
     pairs = 64 if arguments.quick else arguments.pairs
     wanted = points(len(ranker.classifier.model.layers), steps=steps, num_pairs=pairs)
     rate = arguments.learning_rate or lesson.train.learning_rate / 2
