@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import statistics
 import subprocess
 import sys
@@ -63,10 +64,11 @@ def main() -> None:
         default=1000,
         help="precedents are shown until the policy is this long (default: 1000)",
     )
-    parser.add_argument("--blocks", type=int, default=3, help="blocks of pairs, the first not timed (default: 3)")
+    parser.add_argument("--blocks", type=int, default=3, help="blocks for an engine, the first not timed (default: 3)")
     parser.add_argument("--pairs-per-block", type=int, default=64)
     parser.add_argument("--naive-pairs", type=int, default=8, help="pairs in the naive order (default: 8)")
-    parser.add_argument("--gpus", type=int, default=0, help="GPUs of the one engine (default: 0, the CPU)")
+    parser.add_argument("--gpus", type=int, default=0, help="GPUs of an engine (default: 0, the CPU)")
+    parser.add_argument("--engines", type=int, default=1, help="engines of ours and of raw vLLM (default: 1)")
     parser.add_argument("--rounds", type=int, default=3, help="rounds; the medians are over them (default: 3)")
     parser.add_argument("--variant", choices=VARIANTS, help="measure this one here and print JSON")
     arguments = parser.parse_args()
@@ -77,7 +79,9 @@ def main() -> None:
         num_blocks=arguments.blocks,
         pairs_per_block=arguments.pairs_per_block,
         num_naive_pairs=arguments.naive_pairs,
-        engine=EngineConfig(gpus_per_replica=arguments.gpus, enforce_eager=not arguments.gpus),
+        engine=EngineConfig(
+            num_replicas=arguments.engines, gpus_per_replica=arguments.gpus, enforce_eager=not arguments.gpus
+        ),
     )
     if arguments.variant is not None:
         print(json.dumps({"ours": ours, "raw": raw, "naive": naive}[arguments.variant](shape)))
@@ -137,16 +141,42 @@ def ours(shape: Shape) -> dict[str, float]:
             usages.append(tally.usage)
             times.append(time.monotonic())
     num_rows = shape.pairs_per_block * len(policy.rubric.names)
-    return figures(num_rows * (len(tickets) - 1), times[-1] - times[0], sum(usages[1:], Usage()), shape.model, policy)
+    # Of as many blocks as there are engines: with two, each has answered one, or one of them two.
+    first = shape.engine.num_replicas
+    elapsed_s = times[-1] - times[first - 1]
+    return figures(num_rows * (len(tickets) - first), elapsed_s, sum(usages[first:], Usage()), shape.model, policy)
 
 
 def raw(shape: Shape) -> dict[str, float]:
-    """vLLM's own batch interface, given at once what our stage asks block by block."""
+    """vLLM's own batch interface, given at once what our stage asks block by block; engines answer in turn."""
+    num = shape.engine.num_replicas
+    if num == 1:
+        return raw_share(shape, 0, None)
+    # Processes of their own, none of which begins to be timed before all have answered their first block.
+    context = multiprocessing.get_context("spawn")
+    barrier, told = context.Barrier(num), context.SimpleQueue()
+    engines = [context.Process(target=_tell_share, args=(shape, number, barrier, told)) for number in range(num)]
+    for engine in engines:
+        engine.start()
+    found = [told.get() for _ in engines]
+    for engine in engines:
+        engine.join()
+    added = {name: sum(share[name] for share in found) for name in ("rows_per_s", "prompt_tokens_per_s")}
+    return {name: statistics.mean(share[name] for share in found) for name in found[0]} | added
+
+
+def _tell_share(shape: Shape, number: int, barrier: Any, told: Any) -> None:
+    told.put(raw_share(shape, number, barrier))
+
+
+def raw_share(shape: Shape, number: int, barrier: Any) -> dict[str, float]:
+    """What engine `number` makes of its blocks."""
     policy = policy_of(shape)
     with tempfile.TemporaryDirectory() as folder:
         pool = laid(shape, policy, Path(folder))
         (shard,) = pool.shards
-        blocks = [read_block(pool.file(shard), block).to_pylist() for block in range(pool.num_blocks(shard))]
+        mine = range(number, pool.num_blocks(shard), shape.engine.num_replicas)
+        blocks = [read_block(pool.file(shard), block).to_pylist() for block in mine]
     tokens = prompt_tokens(shape.model)
     names = policy.rubric.names
     prompts = [
@@ -154,7 +184,7 @@ def raw(shape: Shape) -> dict[str, float]:
         for block in blocks
     ]
     rest = [prompt for block in prompts[1:] for prompt in block]
-    return generated(shape, policy, first=prompts[0], rest=rest)
+    return generated(shape, policy, first=prompts[0], rest=rest, barrier=barrier)
 
 
 def naive(shape: Shape) -> dict[str, float]:
@@ -172,9 +202,9 @@ def naive(shape: Shape) -> dict[str, float]:
 
 
 def generated(
-    shape: Shape, policy: Policy, *, first: Sequence[list[int]], rest: Sequence[list[int]]
+    shape: Shape, policy: Policy, *, first: Sequence[list[int]], rest: Sequence[list[int]], barrier: Any = None
 ) -> dict[str, float]:
-    """Figures of `rest`, asked of a raw engine that has answered `first`."""
+    """Figures of `rest`, asked of a raw engine that has answered `first`, as others have that wait at `barrier`."""
     import os
 
     os.environ.update(environment(shape.model, shape.engine))
@@ -189,6 +219,8 @@ def generated(
         return engine.generate([TokensPrompt(prompt_token_ids=ids) for ids in prompts], params, use_tqdm=False)
 
     ask(first)
+    if barrier is not None:
+        barrier.wait()
     started_s = time.monotonic()
     outputs = ask(rest)
     elapsed_s = time.monotonic() - started_s
@@ -240,7 +272,7 @@ def texts(pair: Mapping[str, str]) -> dict[str, str]:
 
 
 def laid(shape: Shape, policy: Policy, folder: Path) -> Pool:
-    pairs = market_pairs(policy, num=shape.num_blocks * shape.pairs_per_block)
+    pairs = market_pairs(policy, num=shape.num_blocks * shape.engine.num_replicas * shape.pairs_per_block)
     table: pa.Table = rows_to_table(pairs, PAIRS)
     return lay_pool([table], folder / "pool", num_pairs=len(pairs), pairs_per_block=shape.pairs_per_block)
 

@@ -3,6 +3,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +20,7 @@ from preceptor.contracts import (
     rows_to_table,
 )
 from preceptor.errors import InputError, PolicyError
-from preceptor.judge.engine import over_long, reason_of
+from preceptor.judge.engine import environment, over_long, reason_of
 from preceptor.judge.hosted import read_checkpoint
 from preceptor.judge.judges import open_judge, revision_of
 from preceptor.judge.overall import overall_probs
@@ -198,3 +199,11 @@ def test_a_model_of_other_weights_is_another_judge(tmp_path: Path) -> None:
     (tmp_path / "model.safetensors").write_bytes(bytes(3 * 2**20 - 1) + b"1")
     assert revision_of(str(tmp_path)) != before
     assert revision_of("nobody/has-this-model") == ""
+
+
+@pytest.mark.parametrize(("num_replicas", "cpus", "share"), [(1, 1, 1.0), (2, 1, 0.5), (1, 3, None), (99, 1, 0.0)])
+def test_cpu_engines_that_reserve_one_core_share_the_machines(
+    num_replicas: int, cpus: int, share: float | None
+) -> None:
+    found = environment("model", EngineConfig(num_replicas=num_replicas, cpus_per_replica=cpus))["OMP_NUM_THREADS"]
+    assert int(found) == (cpus if share is None else max(1, int(len(os.sched_getaffinity(0)) * share)))

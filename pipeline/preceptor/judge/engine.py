@@ -224,5 +224,7 @@ def _rank(lora: str) -> int:
 
 
 def _num_threads(config: EngineConfig) -> int:
-    """Threads of a CPU engine: the CPUs it reserves, or all of this machine where it reserves the usual one."""
-    return int(config.cpus_per_replica) if config.cpus_per_replica > 1 else len(os.sched_getaffinity(0))
+    """Threads of a CPU engine: the CPUs it reserves, or its share of this machine where it reserves the usual one."""
+    if config.cpus_per_replica > 1:
+        return int(config.cpus_per_replica)
+    return max(1, len(os.sched_getaffinity(0)) // config.num_replicas)
