@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import os
 import statistics
 import subprocess
 import sys
@@ -171,6 +172,8 @@ def _tell_share(shape: Shape, number: int, barrier: Any, told: Any) -> None:
 
 def raw_share(shape: Shape, number: int, barrier: Any) -> dict[str, float]:
     """What engine `number` makes of its blocks."""
+    # Before torch is loaded, which the tokenizer does: it takes its number of threads from here, the engine from it.
+    os.environ.update(environment(shape.model, shape.engine))
     policy = policy_of(shape)
     with tempfile.TemporaryDirectory() as folder:
         pool = laid(shape, policy, Path(folder))
@@ -205,8 +208,6 @@ def generated(
     shape: Shape, policy: Policy, *, first: Sequence[list[int]], rest: Sequence[list[int]], barrier: Any = None
 ) -> dict[str, float]:
     """Figures of `rest`, asked of a raw engine that has answered `first`, as others have that wait at `barrier`."""
-    import os
-
     os.environ.update(environment(shape.model, shape.engine))
     from vllm import LLM, SamplingParams
     from vllm.inputs import TokensPrompt
