@@ -17,7 +17,7 @@ PRINTED = "import os; print(os.sched_getscheduler(0))"
 
 def policies(body: str) -> list[int]:
     """What a process that runs `body` prints: scheduling policies."""
-    names = "giving_way, let_followers_wait, take_precedence, wait_for_idle_cpus"
+    names = "followers_standing, giving_way, take_precedence, wait_for_idle_cpus"
     script = f"import os, subprocess, sys\nfrom preceptor.precedence import {names}\n{body}"
     # A Ray of this process may have it giving way already, and children inherit that: take_precedence undoes it.
     ran = subprocess.run(
@@ -78,15 +78,35 @@ print(os.sched_getscheduler(0), flush=True)
     assert policies(body) == [os.SCHED_OTHER]
 
 
-def test_followers_alone_wait_for_idle_cpus() -> None:
+def test_followers_alone_stand_still_and_go_on_afterwards() -> None:
     body = """
+import psutil, time
 def child(title):
     return subprocess.Popen([title, "-c", "input()"], executable=sys.executable, stdin=subprocess.PIPE)
+def standing(one):
+    return int(psutil.Process(one.pid).status() == psutil.STATUS_STOPPED)
 with giving_way():
-    children = [child("ray::_StatsActor"), child("ray::MapWorker(MapBatches(BlockWorker)).submit")]
-    let_followers_wait()
-    print(*(os.sched_getscheduler(one.pid) for one in children), flush=True)
+    titles = "ray::_StatsActor", "ray::ActorLocationTracker", "ray::MapWorker(MapBatches(BlockWorker)).submit"
+    children = list(map(child, titles))
+    with followers_standing():
+        deadline_s = time.monotonic() + 60
+        while not standing(children[0]) and time.monotonic() < deadline_s:
+            time.sleep(0.01)
+        print(*(os.sched_getscheduler(one.pid) for one in children), *map(standing, children), flush=True)
+    print(*map(standing, children), flush=True)
     for one in children:
         one.kill()
 """
-    assert policies(body) == [os.SCHED_IDLE, os.SCHED_BATCH]
+    assert policies(body) == [os.SCHED_IDLE, os.SCHED_IDLE, os.SCHED_BATCH, *(True, False, False), *(False, False, False)]
+
+
+def test_a_follower_that_ends_meanwhile_is_no_matter() -> None:
+    body = """
+with giving_way():
+    child = subprocess.Popen(["ray::_StatsActor", "-c", "input()"], executable=sys.executable, stdin=subprocess.PIPE)
+    with followers_standing():
+        child.kill()
+        child.wait()
+    print(1)
+"""
+    assert policies(body) == [1]

@@ -10,6 +10,7 @@ import json
 import queue
 import threading
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import ExitStack
 from itertools import accumulate
 from typing import Any, Final, cast
 
@@ -19,7 +20,7 @@ from preceptor.errors import StageFailed, last_line
 from preceptor.judge.blocks import BlockWorker, Ticket, Work, ticket_of
 from preceptor.judge.replies import Workers
 from preceptor.judge.tally import Tally, tally_of
-from preceptor.precedence import let_followers_wait, wait_for_idle_cpus
+from preceptor.precedence import followers_standing, wait_for_idle_cpus
 
 MAX_RESTARTS: Final = 20
 """How often a worker may be started anew in one run: an engine that dies of everything must end the job."""
@@ -121,6 +122,7 @@ def _watched(answered: Iterator[Answered], workers: Workers, work: Work) -> Iter
 
     threading.Thread(target=pull, daemon=True, name="answered-blocks").start()
     followers_run = workers.fill_the_cpus
+    meanwhile = ExitStack()
     try:
         while True:
             try:
@@ -136,10 +138,11 @@ def _watched(answered: Iterator[Answered], workers: Workers, work: Work) -> Iter
                 raise _failed(item, work) from item
             if followers_run:
                 # Ray Data's own actors have come up by now.
-                let_followers_wait()
+                meanwhile.enter_context(followers_standing())
                 followers_run = False
             yield item
     finally:
+        meanwhile.close()
         # Left early, as at a ceiling: what is queued comes back unanswered, and the thread ends with the next block.
         stop.set()
         if work.stop_file.parent.is_dir():
