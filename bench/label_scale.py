@@ -20,6 +20,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import cast
 
+import preceptor  # noqa: F401  # Before pyarrow, whose allocator it chooses, as every command does.
+
+# isort: split
 import pyarrow as pa
 
 from preceptor.contracts import PAIRS, make_pair, rows_to_table
@@ -101,7 +104,7 @@ def measured(num_rows: int, arguments: argparse.Namespace) -> dict[str, float]:
         run = begin("label", {"num_rows": num_rows}, out=out)
         started_s = time.monotonic()
         pool = lay_pool(pairs(num_pairs), out / "pool", num_pairs=num_pairs, pairs_per_block=arguments.pairs_per_block)
-        laid_s = time.monotonic()
+        laid_s, laid_gib = time.monotonic(), peak_gib()
         tally = judge_pool(judge, pool, run=run, policy=policy, max_reject_share=0.0, watch=cast(Watch, clock))
         ended_s = time.monotonic()
     assert tally.num_asked == num_pairs * len(DIMENSIONS), tally
@@ -110,11 +113,17 @@ def measured(num_rows: int, arguments: argparse.Namespace) -> dict[str, float]:
     return {
         "rows_per_s": (num_last - num_half) / (ended_s - half_s),
         "rows_per_s_with_start": num_last / (ended_s - laid_s),
-        "driver_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "driver_gib": peak_gib(),
+        "driver_gib_laid": laid_gib,
         "lay_s": laid_s - started_s,
         "total_s": ended_s - started_s,
         "num_shards": len(pool.shards),
     }
+
+
+def peak_gib() -> float:
+    """The most memory this process has held so far, in GiB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def pairs(num: int) -> Iterator[pa.Table]:

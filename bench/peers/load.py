@@ -99,7 +99,7 @@ async def curve(ask: Ask, *, top: float, bound_s: float, seconds: float, seed: i
     """
     points: list[Point] = []
     low, high = 0.0, top * 1.3
-    for share in (0.3, 0.5, 0.65, 0.8, 0.9, 1.0, 1.15):
+    for share in (0.1, 0.2, 0.3, 0.5, 0.65, 0.8, 0.9, 1.0, 1.15):
         point = await at_rate(ask, top * share, seconds=seconds, seed=seed + len(points))
         points.append(point)
         if not point.keeps(bound_s):
