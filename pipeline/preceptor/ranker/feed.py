@@ -54,9 +54,7 @@ def _streamed(folder: Path, config: TrainConfig, start: int) -> Iterator[list[Gr
     context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False
     context.execution_options.preserve_order = True
-    context.execution_options.resource_limits = context.execution_options.resource_limits.copy(
-        object_store_memory=AHEAD_BYTES
-    )
+    context.execution_options.resource_limits = ray.data.ExecutionResources.for_limits(object_store_memory=AHEAD_BYTES)
     with ray.data.DataContext.current(context):
         num_tasks = -(-(config.num_steps - start) // STEPS_PER_TASK)
         # No CPU is asked for: training workers may have reserved them all, and would wait for ever.
