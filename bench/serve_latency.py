@@ -7,9 +7,9 @@ the other on this machine. `engine` is ours in this process, without HTTP and Ra
 requests whose scores it knows, which no peer is compared with. Servers are tuned first: each is started in a few
 settings (bench/peers/settings.py), and goes on with the one in which callers that never let it rest get most and with
 the one whose 99th percentile is lowest at half of what the first one does; of the two, the one that does more within
-the bound counts. The rate is searched for: the server's rate with such callers, shares of it, halvings. Choose --documents so
-that the slowest server can answer a request alone within the bound. Prints a table, a row for bench/RESULTS.md, and
-draws the curves to --plot.
+the bound counts. The rate is searched for: the server's rate with such callers, shares of it, halvings. Choose
+--documents so that the slowest server can answer a request alone within the bound. Prints a table, a row for
+bench/RESULTS.md, and draws the curves to --plot.
 """
 
 from __future__ import annotations

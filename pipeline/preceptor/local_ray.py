@@ -41,6 +41,9 @@ _PROMPT_SERVE: Final = {
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "5",
     "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
 }
+# Of a local cluster, which has one node and sends no worker's output to drivers, these have nothing to do; each takes
+# two seconds of CPU to start, and then looks around for ever.
+_IDLERS: Final = ("/ray/_private/log_monitor.py", "/ray/autoscaler/_private/monitor.py")
 _ENDING_S: Final = 3.0
 """How long a local cluster's processes may take to end by themselves once it is shut down."""
 
@@ -101,6 +104,7 @@ def _local(object_store_bytes: int) -> Iterator[None]:
         _temp_dir=folder,
     )
     _quieten()
+    _end_idlers(folder)
     try:
         yield
     finally:
@@ -118,6 +122,13 @@ def _processes_of(folder: str) -> list[psutil.Process]:
             if any(folder in argument for argument in child.cmdline()):
                 found += [child, *child.children(recursive=True)]
     return found
+
+
+def _end_idlers(folder: str) -> None:
+    for process in _processes_of(folder):
+        with suppress(psutil.NoSuchProcess):
+            if any(argument.endswith(_IDLERS) for argument in process.cmdline()):
+                process.kill()
 
 
 def _end(processes: Sequence[psutil.Process]) -> None:

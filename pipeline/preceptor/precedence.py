@@ -76,7 +76,7 @@ def followers_standing() -> Iterator[None]:
 
 
 def _held(process: psutil.Process, stack: ExitStack) -> int | None:
-    """A descriptor of `process`, which `stack` closes, if it may stand still. A follower waits for idle CPUs from now."""
+    """A descriptor of `process`, which `stack` closes, if it may stand still. Followers wait for idle CPUs from now."""
     with suppress(psutil.NoSuchProcess, PermissionError, ProcessLookupError):
         # Not by its id: another process might have that one day.
         descriptor = os.pidfd_open(process.pid)

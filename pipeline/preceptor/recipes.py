@@ -198,6 +198,7 @@ def cluster() -> Recipe:
         cpus_per_worker=8,
         checkpoint_every=250,
         max_failures=3,
+        feed="ray_data",
     )
     smaller = replace(policy_teacher, learning_rate=2e-5)
     lengths = {"max_prefix_tokens": 512, "max_document_tokens": 512}

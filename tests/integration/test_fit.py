@@ -16,8 +16,9 @@ import torch.distributed as dist
 from preceptor.contracts import EXAMPLES, NUM_GRADES, OVERALL, PAIRS, make_pair, rows_to_table, write_table
 from preceptor.errors import StageFailed
 from preceptor.ranker.backbones import resolve_backbone
+from preceptor.ranker.feed import STEPS_PER_TASK, steps_of
 from preceptor.ranker.fit import MICRO_BATCH_TOKENS, FitJob, FitResult, fit, make_trainee, training
-from preceptor.ranker.grouped import GroupFiles, write_groups
+from preceptor.ranker.grouped import write_groups
 from preceptor.ranker.losses import Objective
 from preceptor.ranker.model import action_heads, grade_heads, init_ranker
 from preceptor.recipe import BackboneConfig, GradientMixing, TrainConfig
@@ -103,7 +104,7 @@ def losses_without_ray(job: FitJob, folder: Path) -> list[dict[str, float]]:
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
         trainee = make_trainee(job.initial, job.config, rank=0, world=1)
-        return [row for _, row, _ in training(trainee, job, GroupFiles(folder))]
+        return [row for _, row, _ in training(trainee, job, folder)]
     finally:
         dist.destroy_process_group()
 
@@ -116,6 +117,14 @@ def test_two_workers_lose_what_one_process_loses(job: FitJob, undisturbed: FitRe
         assert curve(undisturbed, term) == pytest.approx([row[term] for row in alone], abs=1e-4), term
     losses = [row["loss"] for row in alone]
     assert sum(losses[-4:]) < 0.9 * sum(losses[:4]), "nothing was learnt, so equal curves would say little"
+
+
+@pytest.mark.parametrize("start", [0, STEPS_PER_TASK + 1, NUM_STEPS])
+def test_ray_data_reads_ahead_what_a_worker_would_read(job: FitJob, tmp_path: Path, start: int) -> None:
+    write_groups(job.pairs, job.examples, tmp_path / "groups")
+    wanted = list(steps_of(tmp_path / "groups", CONFIG, start=start))
+    assert len(wanted) == NUM_STEPS - start
+    assert list(steps_of(tmp_path / "groups", replace(CONFIG, feed="ray_data"), start=start)) == wanted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,8 +190,9 @@ def test_a_run_that_ended_goes_on_with_fewer_workers_where_it_was(
 def test_a_killed_worker_costs_the_steps_since_the_last_checkpoint_and_changes_no_byte(
     job: FitJob, undisturbed: FitResult, tmp_path: Path
 ) -> None:
+    # The undisturbed run's workers read their groups themselves; this one's have them read by Ray Data.
     with killing(tmp_path) as killer:
-        result = fit(replace(job, out=tmp_path), name="killed")
+        result = fit(replace(job, out=tmp_path, config=replace(CONFIG, feed="ray_data")), name="killed")
     assert len(killer.killed) == 1 and not psutil.pid_exists(killer.killed[0])
     # A file just cut has no row for a moment; a run that began again would show 1, 2, 3, ...
     assert killer.rows_seen_after and not killer.rows_seen_after & set(range(1, CHECKPOINT_EVERY))

@@ -97,7 +97,8 @@ with giving_way():
     for one in children:
         one.kill()
 """
-    assert policies(body) == [os.SCHED_IDLE, os.SCHED_IDLE, os.SCHED_BATCH, *(True, False, False), *(False, False, False)]
+    meanwhile, afterwards = [True, False, False], [False, False, False]
+    assert policies(body) == [os.SCHED_IDLE, os.SCHED_IDLE, os.SCHED_BATCH, *meanwhile, *afterwards]
 
 
 def test_a_follower_that_ends_meanwhile_is_no_matter() -> None:

@@ -1,8 +1,8 @@
 """The one training loop: Ray Train workers, FSDP2 shards, exact resume.
 
-Groups lie in files that every worker reads from; which of them a step uses is a function of (seed, step), and worker r
-takes every W-th. A checkpoint holds the sharded model, the optimiser and the step, so a run that lost a worker, or was
-started again, goes on at the exact step and data position.
+Groups lie in files that every worker, or Ray Data for it, reads from; which of them a step uses is a function of (seed,
+step), and worker r takes every W-th. A checkpoint holds the sharded model, the optimiser and the step, so a run that
+lost a worker, or was started again, goes on at the exact step and data position.
 """
 
 from __future__ import annotations
@@ -25,16 +25,10 @@ from torch.distributed.fsdp import FSDPModule
 from preceptor.errors import StageFailed
 from preceptor.ranker.batches import encode, lay_out, micro_batches, num_tokens
 from preceptor.ranker.checkpoints import export, restore, save
-from preceptor.ranker.examples import (
-    Group,
-    draw_documents,
-    groups_of_step,
-    normalisers_of,
-    to_request,
-    to_targets,
-)
+from preceptor.ranker.examples import Group, normalisers_of, to_request, to_targets
+from preceptor.ranker.feed import steps_of
 from preceptor.ranker.following import following
-from preceptor.ranker.grouped import GroupFiles, write_groups
+from preceptor.ranker.grouped import write_groups
 from preceptor.ranker.losses import Normalisers, Objective, loss_terms, total_loss
 from preceptor.ranker.mixing import START, State, advanced, measured, mixed
 from preceptor.ranker.model import Head, Ranker, head_slices, load_ranker
@@ -261,12 +255,13 @@ def train_step(
 
 
 def training(
-    trainee: Trainee, job: FitJob, groups: GroupFiles, *, start: int = 0, state: State = START
+    trainee: Trainee, job: FitJob, groups: Path, *, start: int = 0, state: State = START
 ) -> Iterator[tuple[int, dict[str, float], State]]:
-    """Each step from `start` on, once it is made: its number from 1, its row of losses, the mixing rule's state."""
-    config = job.config
-    for step in range(start, config.num_steps):
-        chosen = [draw_documents(groups[i], step, config) for i in groups_of_step(len(groups), step, config)]
+    """Each step from `start` on, once it is made: its number from 1, its row of losses, the mixing rule's state.
+
+    `groups` is the folder that `write_groups` wrote.
+    """
+    for step, chosen in enumerate(steps_of(groups, job.config, start=start), start=start):
         objective = mixed(job.objective, job.mixing, state)
         terms = train_step(trainee, chosen, step, objective, job.mixing)
         state = advanced(job.mixing, state, job.objective, terms)
@@ -283,7 +278,7 @@ def _train_worker(job: FitJob) -> None:
     start, state = restore(trainee.ranker, trainee.optimizer)
     if trainee.rank == 0:
         _truncate_losses(job.out, start)
-    for step, row, now in training(trainee, job, GroupFiles(job.out / _GROUPS), start=start, state=state):
+    for step, row, now in training(trainee, job, job.out / _GROUPS, start=start, state=state):
         if trainee.rank == 0:
             _append_loss(job.out, row)
         if step % config.checkpoint_every == 0 or step == config.num_steps:

@@ -32,7 +32,7 @@ _ORDER: Final = "order.bin"
 _TARGETS: Final = pa.list_(
     pa.struct([("head", pa.string()), ("target", pa.list_(pa.float64())), ("weight", pa.float64())])
 )
-_GROUPS: Final = pa.schema(
+GROUPS: Final = pa.schema(
     [
         ("query", pa.string()),
         ("profile", pa.string()),
@@ -40,6 +40,7 @@ _GROUPS: Final = pa.schema(
         ("targets", pa.list_(_TARGETS)),
     ]
 )
+"""A group's row: `group_of` reads one, `row_of` makes one."""
 
 Row = dict[str, Any]
 _Key = tuple[str, str]
@@ -102,15 +103,33 @@ class GroupFiles(Sequence[Group]):
         if not 0 <= index < len(self):
             raise IndexError(index)
         bucket, row = self._places[2 * index : 2 * index + 2]
-        found = self._tables[bucket].slice(row, 1).to_pylist()[0]
-        return Group(
-            query=found["query"],
-            profile=found["profile"],
-            documents=tuple(found["documents"]),
-            targets=tuple(
-                {cell["head"]: (cell["target"], cell["weight"]) for cell in targets} for targets in found["targets"]
-            ),
-        )
+        return group_of(self._tables[bucket].slice(row, 1).to_pylist()[0])
+
+
+def group_of(row: Row) -> Group:
+    """The group of a row of GROUPS."""
+    return Group(
+        query=row["query"],
+        profile=row["profile"],
+        documents=tuple(row["documents"]),
+        targets=tuple(
+            {cell["head"]: (cell["target"], cell["weight"]) for cell in targets} for targets in row["targets"]
+        ),
+    )
+
+
+def row_of(group: Group) -> Row:
+    """The group as a row of GROUPS."""
+    return {
+        "query": group.query,
+        "profile": group.profile,
+        "documents": list(group.documents),
+        "targets": [_cells(targets) for targets in group.targets],
+    }
+
+
+def _cells(targets: HeadTargets) -> list[Row]:
+    return [{"head": head, "target": target, "weight": weight} for head, (target, weight) in targets.items()]
 
 
 def _joined(pairs: Path, examples: Path, folder: Path, num_buckets: int) -> Iterator[Row]:
@@ -160,21 +179,18 @@ def _spilled(rows: Iterable[Row], folder: Path, num_buckets: int, *, key: Any) -
 
 def _write_bucket(file: Path, groups: Iterable[list[Row]]) -> None:
     waiting: list[Row] = []
-    with pa.OSFile(os.fspath(file), "wb") as sink, pa.ipc.new_file(sink, _GROUPS) as writer:
+    with pa.OSFile(os.fspath(file), "wb") as sink, pa.ipc.new_file(sink, GROUPS) as writer:
         for rows in groups:
             waiting.append(
                 {
                     "query": rows[0]["query"],
                     "profile": rows[0]["profile"],
                     "documents": [row["document"] for row in rows],
-                    "targets": [
-                        [{"head": head, "target": one[0], "weight": one[1]} for head, one in row["targets"].items()]
-                        for row in rows
-                    ],
+                    "targets": [_cells(row["targets"]) for row in rows],
                 }
             )
             if len(waiting) == _ROWS_A_BATCH:
-                writer.write_batch(pa.RecordBatch.from_pylist(waiting, schema=_GROUPS))
+                writer.write_batch(pa.RecordBatch.from_pylist(waiting, schema=GROUPS))
                 waiting = []
         if waiting:
-            writer.write_batch(pa.RecordBatch.from_pylist(waiting, schema=_GROUPS))
+            writer.write_batch(pa.RecordBatch.from_pylist(waiting, schema=GROUPS))

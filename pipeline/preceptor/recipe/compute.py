@@ -8,6 +8,7 @@ from typing import Literal, get_args
 from preceptor.recipe.checks import LATER, require
 
 BatchLayout = Literal["shared", "padded"]
+Feed = Literal["files", "ray_data"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +75,8 @@ class TrainConfig:
     for each pair. `activations` are "kept" for the backward pass, or "recomputed" in it, layer by layer: less memory
     for a third more arithmetic. With `min_workers` the run goes on with fewer workers while a node is missing, and
     takes up to `num_workers` when it is back. A pass through the model has at most `pass_tokens` tokens, or one group;
-    a step's gradients add up over passes. None of these changes what is learnt but by rounding.
+    a step's gradients add up over passes. With `feed` "ray_data" the groups of the steps to come are read by tasks of
+    Ray Data beside the training, "files": by the workers. None of these changes what is learnt but by rounding.
     """
 
     num_steps: int
@@ -97,6 +99,7 @@ class TrainConfig:
     activations: Literal["kept", "recomputed"] = field(default="kept", metadata=LATER)
     min_workers: int | None = field(default=None, metadata=LATER)
     pass_tokens: int = field(default=2048, metadata=LATER)
+    feed: Feed = field(default="files", metadata=LATER)
 
     def __post_init__(self) -> None:
         require(self.num_steps > 0, f"num_steps must be above 0, got {self.num_steps}")
@@ -105,6 +108,7 @@ class TrainConfig:
             self.activations in ("kept", "recomputed"),
             f"activations must be kept or recomputed, got {self.activations!r}",
         )
+        require(self.feed in get_args(Feed), f"feed must be files or ray_data, got {self.feed!r}")
         require(self.pass_tokens > 0, f"pass_tokens must be above 0, got {self.pass_tokens}")
         require(
             self.min_workers is None or 0 < self.min_workers <= self.num_workers,
