@@ -22,8 +22,9 @@ _FOLLOWERS: Final = (
     "/ray/autoscaler/_private/monitor.py",
     "/ray/dashboard/dashboard.py",
 )
-# Ray Data's loop waits for its word before it hands out the next task.
-_WAITED_FOR: Final = ("ray::ActorLocationTracker",)
+# Of these, who may stand still: nobody waits for them, and a raylet that ends kills them, standing or not. Ray Data
+# waits for its ActorLocationTracker before it hands out a task, and a daemon that stands does not see its raylet end.
+_STANDING: Final = ("ray::_StatsActor", "ray::_AutoscalingCoordinatorActor")
 _STAND_S: Final = 2.0
 _MOVE_S: Final = 0.1
 
@@ -85,7 +86,7 @@ def _held(process: psutil.Process, stack: ExitStack) -> int | None:
             for thread in process.threads():
                 with suppress(ProcessLookupError):
                     os.sched_setscheduler(thread.id, os.SCHED_IDLE, os.sched_param(0))
-            return None if _is_one_of(_WAITED_FOR, process) else descriptor
+            return descriptor if _is_one_of(_STANDING, process) else None
     return None
 
 

@@ -165,14 +165,14 @@ def fingerprint_of(stage: str, config: Mapping[str, Any], inputs: Mapping[str, s
 def to_jsonable(value: object) -> Any:
     """`value` as plain JSON types: dataclasses become objects, paths strings, tuples lists.
 
-    A field marked ``later`` (preceptor.recipe.checks) is left out while it has its default.
+    A field marked ``later`` (preceptor.recipe.checks) is left out while it has its default, ``uncounted`` ones always.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         found = {item.name: (item, getattr(value, item.name)) for item in dataclasses.fields(value)}
         fields = {
             name: to_jsonable(content)
             for name, (item, content) in found.items()
-            if not (item.metadata.get("later") and content == item.default)
+            if not (item.metadata.get("uncounted") or (item.metadata.get("later") and content == item.default))
         }
         return {"kind": type(value).__name__, **fields}
     if isinstance(value, Mapping):

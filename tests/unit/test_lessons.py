@@ -533,6 +533,11 @@ def test_what_a_recipe_chooses_is_in_its_fingerprint(change: dict[str, Any]) -> 
     assert change.keys() <= config.keys()
 
 
+def test_how_groups_are_read_is_in_no_fingerprint() -> None:
+    config = shipped("tiny")
+    assert to_jsonable(replace(config, train=replace(config.train, feed="ray_data"))) == to_jsonable(config)
+
+
 def test_voices_from_before_keep_their_fingerprint() -> None:
     voice = to_jsonable(Voice(teacher="relevance"))
     assert "targets" not in voice

@@ -19,7 +19,7 @@ import pyarrow.dataset as pads
 import pyarrow.parquet as pq
 
 from preceptor.capacity import PAIRS_PER_BLOCK, PAIRS_PER_SHARD, num_shards
-from preceptor.contracts import content_id, parquet_files, read_parquet, whole_file
+from preceptor.contracts import content_id, whole_file
 from preceptor.record import write_json
 
 _COLUMNS: Final = ("pair_id", "query_id", "query", "profile_id", "profile", "document")
@@ -130,11 +130,15 @@ def _read_pool(path: Path) -> Pool | None:
 def _partition(tables: Iterable[pa.Table], raw: Path, *, num_shards: int) -> None:
     """Write each row below the folder of its shard's index."""
     schema = pa.schema([*((name, pa.string()) for name in _COLUMNS), ("shard", pa.int32())])
+    ipc = pads.IpcFileFormat()
     pads.write_dataset(
         (batch for table in tables for batch in _with_shard(table, num_shards, schema).to_batches()),
         raw,
         schema=schema,
-        format="parquet",
+        # Not Parquet, whose writers keep a description of every row group they have written until they close.
+        format=ipc,
+        file_options=ipc.make_write_options(compression="lz4"),
+        basename_template="part-{i}.arrow",
         partitioning=["shard"],
         max_partitions=num_shards,
         max_open_files=_MAX_OPEN_FILES,
@@ -150,7 +154,7 @@ def _with_shard(table: pa.Table, num_shards: int, schema: pa.Schema) -> pa.Table
 
 def _write_shard(folder: Path, file: Path, pairs_per_block: int) -> int:
     """The number of pairs in the shard's `file`, after writing it from the parts in `folder`."""
-    pairs = ordered(pa.concat_tables([read_parquet(part).select(list(_COLUMNS)) for part in parquet_files(folder)]))
+    pairs = ordered(pads.dataset(folder, format="ipc").to_table(columns=list(_COLUMNS)))
     with whole_file(file) as sink:
         pq.write_table(pairs, sink, row_group_size=pairs_per_block, compression="zstd", write_page_checksum=True)
     return pairs.num_rows

@@ -15,6 +15,9 @@ LATER: Final[Mapping[str, bool]] = MappingProxyType({"later": True})
 So what the field adds leaves finished runs of recipes that do not use it finished.
 """
 
+UNCOUNTED: Final[Mapping[str, bool]] = MappingProxyType({"uncounted": True})
+"""Metadata of a field that changes no byte of what comes out: it is in no record or fingerprint, whatever it says."""
+
 
 def require(condition: bool, message: str) -> None:
     """Nothing, or RecipeError with `message`."""

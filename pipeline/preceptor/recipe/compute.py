@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-from preceptor.recipe.checks import LATER, require
+from preceptor.recipe.checks import LATER, UNCOUNTED, require
 
 BatchLayout = Literal["shared", "padded"]
 Feed = Literal["files", "ray_data"]
@@ -99,7 +99,7 @@ class TrainConfig:
     activations: Literal["kept", "recomputed"] = field(default="kept", metadata=LATER)
     min_workers: int | None = field(default=None, metadata=LATER)
     pass_tokens: int = field(default=2048, metadata=LATER)
-    feed: Feed = field(default="files", metadata=LATER)
+    feed: Feed = field(default="files", metadata=UNCOUNTED)
 
     def __post_init__(self) -> None:
         require(self.num_steps > 0, f"num_steps must be above 0, got {self.num_steps}")
