@@ -149,7 +149,7 @@ def ours(shape: Shape) -> dict[str, float]:
 
 
 def raw(shape: Shape) -> dict[str, float]:
-    """vLLM's own batch interface, given at once what our stage asks block by block; engines answer in turn."""
+    """vLLM's own batch interface, given at once what our stage asks block by block; engines take the blocks in turn."""
     num = shape.engine.num_replicas
     if num == 1:
         return raw_share(shape, 0, None)

@@ -14,7 +14,7 @@ from typing import Final
 
 import psutil
 
-from preceptor.precedence import giving_way
+from preceptor.precedence import giving_way, is_called
 
 LOCAL_CPUS: Final = 8
 """Logical CPUs of a local cluster: fewer deadlock, because an engine and the stages around it hold one each."""
@@ -41,8 +41,8 @@ _PROMPT_SERVE: Final = {
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "5",
     "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
 }
-# Of a local cluster, which has one node and sends no worker's output to drivers, these have nothing to do; each takes
-# two seconds of CPU to start, and then looks around for ever.
+# Of a local cluster, which has one node and sends no worker's output to drivers, these have nothing to do, and look
+# around for ever.
 _IDLERS: Final = ("/ray/_private/log_monitor.py", "/ray/autoscaler/_private/monitor.py")
 _ENDING_S: Final = 3.0
 """How long a local cluster's processes may take to end by themselves once it is shut down."""
@@ -127,7 +127,7 @@ def _processes_of(folder: str) -> list[psutil.Process]:
 def _end_idlers(folder: str) -> None:
     for process in _processes_of(folder):
         with suppress(psutil.NoSuchProcess):
-            if any(argument.endswith(_IDLERS) for argument in process.cmdline()):
+            if is_called(process, _IDLERS):
                 process.kill()
 
 

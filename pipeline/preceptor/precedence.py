@@ -18,8 +18,6 @@ _FOLLOWERS: Final = (
     "ray::_AutoscalingCoordinatorActor",
     "ray::ActorLocationTracker",
     "ray::DashboardAgent",
-    "/ray/_private/log_monitor.py",
-    "/ray/autoscaler/_private/monitor.py",
     "/ray/dashboard/dashboard.py",
 )
 # Of these, who may stand still: nobody waits for them, and a raylet that ends kills them, standing or not. Ray Data
@@ -78,15 +76,17 @@ def followers_standing() -> Iterator[None]:
 
 def _held(process: psutil.Process, stack: ExitStack) -> int | None:
     """A descriptor of `process`, which `stack` closes, if it may stand still. Followers wait for idle CPUs from now."""
-    with suppress(psutil.NoSuchProcess, PermissionError, ProcessLookupError):
-        # Not by its id: another process might have that one day.
-        descriptor = os.pidfd_open(process.pid)
-        stack.callback(os.close, descriptor)
-        if _is_one_of(_FOLLOWERS, process):
+    # OSError: it has just ended, or the kernel knows no descriptors of processes (Linux before 5.3).
+    with suppress(psutil.NoSuchProcess, OSError):
+        if is_called(process, _FOLLOWERS):
             for thread in process.threads():
                 with suppress(ProcessLookupError):
                     os.sched_setscheduler(thread.id, os.SCHED_IDLE, os.sched_param(0))
-            return descriptor if _is_one_of(_STANDING, process) else None
+        if is_called(process, _STANDING):
+            # Not by its id: another process might have that one day.
+            descriptor = os.pidfd_open(process.pid)
+            stack.callback(os.close, descriptor)
+            return descriptor if process.is_running() else None
     return None
 
 
@@ -104,7 +104,8 @@ def _send(followers: Sequence[int], number: signal.Signals) -> None:
             signal.pidfd_send_signal(follower, number)
 
 
-def _is_one_of(names: tuple[str, ...], process: psutil.Process) -> bool:
+def is_called(process: psutil.Process, names: tuple[str, ...]) -> bool:
+    """Whether an argument of `process`, or its title, ends with one of `names`; NoSuchProcess where it has ended."""
     return any(argument.strip().endswith(names) for argument in process.cmdline())
 
 

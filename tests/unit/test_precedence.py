@@ -21,7 +21,12 @@ def policies(body: str) -> list[int]:
     script = f"import os, subprocess, sys\nfrom preceptor.precedence import {names}\n{body}"
     # A Ray of this process may have it giving way already, and children inherit that: take_precedence undoes it.
     ran = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=True, preexec_fn=take_precedence
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+        preexec_fn=take_precedence,
     )
     return [int(line) for line in ran.stdout.split()]
 
@@ -80,7 +85,7 @@ print(os.sched_getscheduler(0), flush=True)
 
 def test_followers_alone_stand_still_and_go_on_afterwards() -> None:
     body = """
-import psutil, time
+import psutil
 def child(title):
     return subprocess.Popen([title, "-c", "input()"], executable=sys.executable, stdin=subprocess.PIPE)
 def standing(one):
@@ -89,9 +94,7 @@ with giving_way():
     titles = "ray::_StatsActor", "ray::ActorLocationTracker", "ray::MapWorker(MapBatches(BlockWorker)).submit"
     children = list(map(child, titles))
     with followers_standing():
-        deadline_s = time.monotonic() + 60
-        while not standing(children[0]) and time.monotonic() < deadline_s:
-            time.sleep(0.01)
+        os.waitid(os.P_PID, children[0].pid, os.WSTOPPED | os.WNOWAIT)
         print(*(os.sched_getscheduler(one.pid) for one in children), *map(standing, children), flush=True)
     print(*map(standing, children), flush=True)
     for one in children:
