@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 import signal
 import threading
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +28,16 @@ PAIRS_PER_BLOCK = 4
 DIMENSIONS = ("role", "place")
 
 
-def engine_core() -> psutil.Process | None:
-    """The running process that an actor's engine computes in."""
+PTRACE_SEIZE, PTRACE_INTERRUPT = 0x4206, 0x4207
+# Names as the kernel keeps them, cut.
+BESIDE, WITHIN = "VLLM::EngineCor", "ray::MapWorker("
+
+
+def engine_core(name: str) -> psutil.Process | None:
+    """The running process of this name, which an actor's engine computes in."""
     for process in psutil.Process().children(recursive=True):
         try:
-            if process.name().startswith("VLLM::EngineCor") and process.status() != psutil.STATUS_ZOMBIE:
+            if process.name().startswith(name) and process.status() != psutil.STATUS_ZOMBIE:
                 return process
         except psutil.NoSuchProcess:
             continue
@@ -49,30 +57,42 @@ def starve(core: psutil.Process) -> None:
     core.rlimit(psutil.RLIMIT_AS, (2**20, 2**20))
 
 
-FAULTS = (kill, stop, starve)
+def freeze(core: psutil.Process) -> None:
+    """The thread that has computed most stands still from now on, as a debugger makes it, and the others go on."""
+    busiest = max(core.threads(), key=lambda thread: thread.user_time)
+    libc = ctypes.CDLL(None, use_errno=True)
+    for request in (PTRACE_SEIZE, PTRACE_INTERRUPT):
+        if libc.ptrace(request, busiest.id, None, None):
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+
+Fault = Callable[[psutil.Process], None]
+# The thread that asked for a freeze lets go when it ends: nothing may come after.
+FAULTS: dict[str, Sequence[Fault]] = {BESIDE: (kill, stop, starve), WITHIN: (kill, starve, freeze)}
 
 
 def num_blocks_done(out: Path) -> int:
     return len(list(out.glob("open/*/done-*.json")))
 
 
-def strike(out: Path, engines: list[int]) -> None:
+def strike(out: Path, name: str, engines: list[int]) -> None:
     """One fault after the other, each once a further block is done; `engines` gets the pid of every engine seen."""
-    for fault in FAULTS:
+    for fault in FAULTS[name]:
         before = num_blocks_done(out)
         while num_blocks_done(out) <= before:
             time.sleep(0.02)
-        core = engine_core()
+        core = engine_core(name)
         assert core is not None
         engines.append(core.pid)
         fault(core)
-    while (core := engine_core()) is None or core.pid in engines:
+    while (core := engine_core(name)) is None or core.pid in engines:
         time.sleep(0.02)
     engines.append(core.pid)
 
 
+@pytest.mark.parametrize("name", [BESIDE, WITHIN], ids=["beside", "within"])
 def test_an_engine_that_dies_stands_still_or_runs_out_of_memory_costs_no_row(
-    tmp_path: Path, local_ray: Any, smollm_dir: Path
+    name: str, tmp_path: Path, local_ray: Any, smollm_dir: Path
 ) -> None:
     pairs = [
         make_pair(f"night nurse {n // 4}", "Nurse.", f"Posting {n}: ward nurse.", slice="s", split="train")
@@ -87,7 +107,7 @@ def test_an_engine_that_dies_stands_still_or_runs_out_of_memory_costs_no_row(
         max_reject_share=0.0,
         num_calibration_pairs=8,
         dimensions=DIMENSIONS,
-        engine=EngineConfig(batch_size=4, stall_s=10.0),
+        engine=EngineConfig(batch_size=4, stall_s=10.0, own_process=name == BESIDE),
     )
     judge = open_judge(config, policy, teacher=None, model=None)
     record = Record(stage="market", version="v1", fingerprint="f", path=tmp_path / "corpus", config={})
@@ -102,7 +122,7 @@ def test_an_engine_that_dies_stands_still_or_runs_out_of_memory_costs_no_row(
     )
     out = tmp_path / "label" / "v1"
     engines: list[int] = []
-    striker = threading.Thread(target=strike, args=(out, engines), daemon=True)
+    striker = threading.Thread(target=strike, args=(out, name, engines), daemon=True)
     striker.start()
     found = label(
         config,
@@ -113,7 +133,7 @@ def test_an_engine_that_dies_stands_still_or_runs_out_of_memory_costs_no_row(
         pairs_per_block=PAIRS_PER_BLOCK,
         out=out,
     )
-    assert len(set(engines)) == len(FAULTS) + 1, "each fault ended its engine, and another was started"
+    assert len(set(engines)) == len(FAULTS[name]) + 1, "each fault ended its engine, and another was started"
     keys = [(row["pair_id"], row["dimension"]) for row in read_table(out / "labels", LABELS).to_pylist()]
     assert sorted(keys) == sorted((pair["pair_id"], name) for pair in pairs for name in (*DIMENSIONS, OVERALL))
     assert found.rejected == {}

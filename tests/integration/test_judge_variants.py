@@ -94,7 +94,7 @@ def test_an_adapter_answers_in_place_of_its_model(tmp_path: Path, smollm_dir: Pa
     hidden = json.loads((smollm_dir / "config.json").read_text())["hidden_size"]
     lora = adapter(tmp_path / "adapter", hidden=hidden, scale=0.3)
     plain = judge_of(smollm_dir)
-    tuned = judge_of(smollm_dir, engine=EngineConfig(batch_size=8, lora=str(lora)))
+    tuned = judge_of(smollm_dir, engine=EngineConfig(batch_size=8, lora=str(lora), own_process=True))
     assert tuned.judge_id.startswith(f"{plain.judge_id}+adapter@"), "the adapter is part of who judges"
     before, after = (
         {(reply.pair_id, reply.dimension): reply.probs for reply in answers_of(judge, 2).replies}

@@ -124,7 +124,7 @@ def test_hosted_logits_are_those_of_the_checkpoint_in_transformers(local_ray: An
         judge_id="teacher",
         checkpoint=found,
         dimensions=(),
-        engine=EngineConfig(dtype="float32", batch_size=4),
+        engine=EngineConfig(dtype="float32", batch_size=4, own_process=True),
         heads=tuple(found.heads),
     )
 

@@ -17,7 +17,7 @@ JOBS = REPOSITORY / "jobs"
 
 # A room imports itself and rooms of the layers above it in this list; rooms of one layer do not know each other.
 LAYERS = (
-    ("errors", "logits", "precedence"),
+    ("errors", "logits", "precedence", "precision"),
     ("contracts", "local_ray"),
     ("record", "recipe"),
     ("policy", "evaluation.metrics", "contracts_doc"),
@@ -38,11 +38,18 @@ LAYERS = (
     ("cli",),
 )
 LAYER_OF = {room: layer for layer, rooms in enumerate(LAYERS) for room in rooms}
-SERVE_MAY_IMPORT = {"preceptor.contracts", "preceptor.errors", "preceptor.bundle", "preceptor.precedence"}
+SERVE_MAY_IMPORT = {
+    "preceptor.contracts",
+    "preceptor.errors",
+    "preceptor.bundle",
+    "preceptor.precedence",
+    "preceptor.precision",
+}
 LIGHT = (
     "errors",
     "logits",
     "precedence",
+    "precision",
     "local_ray",
     "contracts",
     "contracts_doc",

@@ -118,6 +118,6 @@ class QueryWriter:
             temperature=self.config.temperature,
             seed=int(content_id(str(self.seed), str(draft["draft"])), 16) % 2**31,
         )
-        output = await engine.generate(token_ids, params)
+        output = await engine.ask(token_ids, params)
         said = output.outputs[0]
         return {"query": one_line(said.text), "fault": ""}, usage_of(output, num_generated=len(said.token_ids))

@@ -1,7 +1,7 @@
-"""A vLLM engine inside the actor that asks it: prompts in, outputs out, and a watch that ends it when it stands still.
+"""A vLLM engine of the actor that asks it: prompts in, outputs out, and a watch that ends it when it stands still.
 
-An engine is AsyncLLM, whose core is a process of its own. Where the core dies or stalls, the actor ends: Ray starts
-another and gives it the same block. Only graders open engines; importing this module imports no vLLM.
+Where the engine dies or stalls, the actor ends: Ray starts another and gives it the same block. Only graders open
+engines; importing this module imports no vLLM.
 """
 
 from __future__ import annotations
@@ -13,12 +13,13 @@ import os
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, NoReturn, TypeVar
 
+from preceptor.judge.cores import CORES
 from preceptor.judge.replies import ENGINE_ERROR, OVER_LONG, Usage, Workers
-from preceptor.precedence import take_precedence
+from preceptor.precision import computed_in
 from preceptor.recipe import EngineConfig
 
 Task = Literal["generate", "classify"]
@@ -35,15 +36,12 @@ class Engine:
 
     def __init__(self, *, model: str, config: EngineConfig, task: Task) -> None:
         os.environ.update(environment(model, config))
-        take_precedence()
-        from vllm import AsyncEngineArgs
-        from vllm.v1.engine.async_llm import AsyncLLM
-
-        arguments = AsyncEngineArgs(model=model, **engine_arguments(config, task))
         self.model = model
         self.config = config
         self.adapter = _adapter(config)
-        self._core = AsyncLLM.from_engine_args(arguments)
+        self._core = CORES[config.in_own_process](
+            engine_arguments(config, task) | {"model": model}, died=self._died, stall_s=config.stall_s
+        )
         self._num_asked = 0
         self._num_open = 0
         self._opened_s = 0.0
@@ -51,21 +49,20 @@ class Engine:
         self._moved_s = time.monotonic()
         threading.Thread(target=self._watch, daemon=True, name="engine-watch").start()
 
-    async def generate(self, token_ids: Sequence[int], params: Any) -> Any:
-        """vLLM's RequestOutput for a prompt, `params` being SamplingParams."""
-        return await self._ask(
-            lambda number: self._core.generate(
-                {"prompt_token_ids": list(token_ids)}, params, number, lora_request=self.adapter
-            )
-        )
+    async def ask(self, token_ids: Sequence[int], params: Any) -> Any:
+        """vLLM's RequestOutput for a prompt and SamplingParams; where it classifies, PoolingRequestOutput for PoolingParams.
 
-    async def encode(self, token_ids: Sequence[int], params: Any) -> Any:
-        """vLLM's PoolingRequestOutput for a prompt, `params` being PoolingParams."""
-        return await self._ask(
-            lambda number: self._core.encode(
-                {"prompt_token_ids": list(token_ids)}, params, number, lora_request=self.adapter
-            )
-        )
+        RuntimeError where the engine refuses this request; where it dies, this process ends.
+        """
+        self._num_asked += 1
+        self._begin()
+        try:
+            output = await self._core.ask(str(self._num_asked), token_ids, params, self.adapter)
+        finally:
+            self._end()
+        if getattr(output, "error", None):
+            raise RuntimeError(f"the engine refused a request: {output.error}")
+        return output
 
     def take_busy_s(self) -> float:
         """Seconds with a request open since the last call."""
@@ -74,22 +71,8 @@ class Engine:
         self._busy_s, self._opened_s = 0.0, now_s
         return taken
 
-    async def _ask(self, start: Callable[[str], AsyncIterator[Any]]) -> Any:
-        from vllm.v1.engine.exceptions import EngineDeadError
-
-        self._num_asked += 1
-        self._begin()
-        try:
-            async for output in start(str(self._num_asked)):
-                if output.finished:
-                    if getattr(output, "error", None):
-                        raise RuntimeError(f"the engine refused a request: {output.error}")
-                    return output
-        except EngineDeadError as error:
-            give_up(f"the engine of {Path(self.model).name} died ({error})")
-        finally:
-            self._end()
-        raise RuntimeError("the engine ended a request without an answer")
+    def _died(self, error: BaseException) -> NoReturn:
+        give_up(f"the engine of {Path(self.model).name} died ({error})")
 
     def _begin(self) -> None:
         now_s = time.monotonic()
@@ -130,7 +113,7 @@ def engine_arguments(config: EngineConfig, task: Task) -> dict[str, Any]:
         "max_num_batched_tokens": max(config.max_num_batched_tokens, config.max_model_len),
         "max_num_seqs": 2 * config.batch_size,
         "enforce_eager": config.enforce_eager,
-        "dtype": config.dtype,
+        "dtype": computed_in(config.dtype, num_gpus=config.gpus_per_replica),
         "disable_log_stats": True,
         "enable_prefix_caching": True,
         "max_logprobs": -1,
@@ -164,9 +147,10 @@ def environment(model: str, config: EngineConfig) -> dict[str, str]:
     env = {"VLLM_NO_USAGE_STATS": "1", "VLLM_LOGGING_LEVEL": "WARNING"}
     if not config.gpus_per_replica:
         env["VLLM_CPU_KVCACHE_SPACE"] = str(config.kv_cache_gib)
-        # Without this vLLM runs its CPU worker in one more process, which imports everything a third time.
-        env["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
         env["OMP_NUM_THREADS"] = str(_num_threads(config))
+    if not (config.gpus_per_replica and config.in_own_process):
+        # Without this vLLM runs a CPU worker in one more process, which imports everything once more.
+        env["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     if Path(model).is_dir():
         env["HF_HUB_OFFLINE"] = "1"
     return env

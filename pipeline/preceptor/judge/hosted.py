@@ -104,7 +104,7 @@ class HostedGrader:
         too_long = over_long(len(token_ids), self.judge.engine, num_new=0)
         if too_long:
             raise OverLong(too_long)
-        output = await self.engine.encode(token_ids, PoolingParams(task="classify", use_activation=False))
+        output = await self.engine.ask(token_ids, PoolingParams(task="classify", use_activation=False))
         return [float(logit) for logit in output.outputs.data.float()], usage_of(output, num_generated=0)
 
 

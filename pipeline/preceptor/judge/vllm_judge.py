@@ -111,7 +111,7 @@ class VllmGrader:
         if too_long:
             return rejected(pair["pair_id"], dimension, reason_of(too_long), raw=too_long), Usage()
         params = SamplingParams(max_tokens=limit, temperature=0.0, stop=["Grade:"])
-        output = await self.engine.generate(token_ids, params)
+        output = await self.engine.ask(token_ids, params)
         said = output.outputs[0]
         first = usage_of(output, num_generated=len(said.token_ids))
         rationale = said.text.strip()
@@ -124,7 +124,7 @@ class VllmGrader:
         from vllm import SamplingParams
 
         params = SamplingParams(max_tokens=1, temperature=0.0, detokenize=False, logprob_token_ids=self.grade_tokens)
-        output = await self.engine.generate(token_ids, params)
+        output = await self.engine.ask(token_ids, params)
         return masses_of(output.outputs[0].logprobs[0], self.grade_tokens), usage_of(output, num_generated=1)
 
 

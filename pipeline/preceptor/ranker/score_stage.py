@@ -26,6 +26,7 @@ from preceptor.contracts import (
     write_table,
 )
 from preceptor.errors import InputError, StageFailed
+from preceptor.precision import computed_in
 from preceptor.ranker.isotonic import Isotonic, load_calibration
 from preceptor.recipe import PairSet, ScoringConfig
 from preceptor.record import Record, begin
@@ -123,7 +124,8 @@ class _Scorer:
         else:
             device = torch.device("cpu")
             torch.set_num_threads(max((os.cpu_count() or 1) // scoring.num_actors, 1))
-        ranker, self._tokenizer = load_ranker(Path(model), dtype=getattr(torch, scoring.precision))
+        precision = computed_in(scoring.precision, num_gpus=scoring.gpus_per_actor)
+        ranker, self._tokenizer = load_ranker(Path(model), dtype=getattr(torch, precision))
         self._ranker = ranker.to(device)
         self._maps = load_calibration(Path(model))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from preceptor.precision import computed_in
 from preceptor.ranker.last_layer import register_last_layer
 from preceptor.ranker.model import Ranker
 from preceptor.recipe import TrainConfig
@@ -46,7 +47,7 @@ def shard(ranker: Ranker, config: TrainConfig) -> Ranker:
     """
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
-    precision = getattr(torch, config.precision)
+    precision = getattr(torch, computed_in(config.precision, num_gpus=config.gpus_per_worker))
     policy = MixedPrecisionPolicy(param_dtype=precision, reduce_dtype=torch.float32)
     frozen = {weight for weight in ranker.parameters() if not weight.requires_grad}
     for weight in frozen:

@@ -35,7 +35,8 @@ class EngineConfig:
 
     `lora` is the directory of an adapter that answers every request. A replica works on `blocks_in_flight` blocks at
     once: what its death costs. It is started anew where no request has been answered for `stall_s` seconds, and has
-    `start_s` seconds to start.
+    `start_s` seconds to start. With `own_process` it computes beside the process that asks it, otherwise on a thread of
+    that one; unless told, beside on GPUs alone.
     """
 
     num_replicas: int = 1
@@ -51,6 +52,12 @@ class EngineConfig:
     blocks_in_flight: int = 1
     stall_s: float = 300.0
     start_s: float = 1200.0
+    own_process: bool | None = field(default=None, metadata=UNCOUNTED)
+
+    @property
+    def in_own_process(self) -> bool:
+        """Whether the engine computes in a process of its own."""
+        return self.gpus_per_replica > 0 if self.own_process is None else self.own_process
 
     @property
     def deciding(self) -> EngineConfig:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from preceptor.errors import InputError
+from preceptor.precision import computed_in
 
 Embeddings = npt.NDArray[np.float32]
 Encoder = Callable[[Sequence[str]], Embeddings]
@@ -63,7 +64,7 @@ def open_encoder(
         ) from error
     max_tokens = min(_MAX_TOKENS, tokenizer.model_max_length)
 
-    mixed = precision == "bfloat16"
+    mixed = computed_in(precision, num_gpus=torch.cuda.device_count()) == "bfloat16"
 
     def encode(texts: Sequence[str]) -> Embeddings:
         embeddings = np.empty((len(texts), model.config.hidden_size), dtype=np.float32)

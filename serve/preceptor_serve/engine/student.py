@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from preceptor.precision import computed_in
 from preceptor_serve.engine.kernels import Kernels, Linear, MakeLinear, make_kernels
 from preceptor_serve.engine.options import Precision
 from preceptor_serve.engine.shape import Shape
@@ -84,10 +85,13 @@ def make_student(classifier: Any, *, precision: Precision, max_tokens: int, kern
 def pack_student(weights: Weights, *, precision: Precision, max_tokens: int, kernels: Kernels | None = None) -> Student:
     """`weights` at `precision`, laid out for forward.py.
 
-    `max_tokens` is the longest pair. `kernels`: this machine's fastest unless given.
+    `max_tokens` is the longest pair. `kernels`: unless given this machine's fastest, which are those of float32 where it
+    has no instructions for bfloat16.
     """
+    if kernels is None:
+        precision = computed_in(precision)
+        kernels = make_kernels(precision)
     dtype = torch.float32 if precision == "float32" else torch.bfloat16
-    kernels = kernels or make_kernels(precision)
     tensors, make = weights.tensors, kernels.linear
     *whole, last = (f"model.layers.{index}" for index in range(weights.num_layers))
     return Student(
