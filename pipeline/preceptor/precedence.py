@@ -7,6 +7,7 @@ import signal
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
 from typing import Final
 
 import psutil
@@ -27,13 +28,16 @@ _STAND_S: Final = 2.0
 _MOVE_S: Final = 0.1
 
 
-def take_precedence() -> None:
+def take_precedence() -> bool:
     """Let this thread, and what it starts from now on, go before what gives way: for what computes all the time.
 
-    An engine's threads wait for each other, so that whatever runs in the place of one costs it all of them.
+    An engine's threads wait for each other, so that whatever runs in the place of one costs it all of them. Returns
+    whether anything gives way here.
     """
-    if _gives_way():
-        os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+    if not _gives_way():
+        return False
+    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+    return True
 
 
 def wait_for_idle_cpus() -> None:
@@ -43,6 +47,15 @@ def wait_for_idle_cpus() -> None:
     """
     if _gives_way():
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+
+
+def let_wait_for_idle_cpus(name: str) -> None:
+    """Let this process's threads of this name, as the kernel keeps it, take what CPU is idle, as above. On Linux."""
+    for thread in psutil.Process().threads():
+        # It may have ended meanwhile.
+        with suppress(OSError):
+            if Path(f"/proc/self/task/{thread.id}/comm").read_text().strip() == name:
+                os.sched_setscheduler(thread.id, os.SCHED_IDLE, os.sched_param(0))
 
 
 @contextmanager

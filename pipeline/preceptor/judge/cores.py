@@ -15,10 +15,13 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from preceptor.precedence import take_precedence
+from preceptor.precedence import let_wait_for_idle_cpus, take_precedence
 
 
 _STDERR: Final = 2
+# Threads through which workers of one engine would talk to each other. A CPU engine has one worker, and a dozen of these
+# that wake 100 times a second each: 0.02 of a core, as much as all of Ray takes.
+_LINKS: Final = "gloo_tcp_loop"
 
 
 class Core(Protocol):
@@ -89,7 +92,7 @@ class CoreWithin:
         return await answer
 
     def _run(self, arguments: dict[str, Any], opened: Future[None]) -> None:
-        take_precedence()
+        others_give_way = take_precedence()
         try:
             from vllm import EngineArgs
             from vllm.v1.engine.llm_engine import LLMEngine
@@ -98,6 +101,8 @@ class CoreWithin:
         except BaseException as error:
             opened.set_exception(error)
             return
+        if others_give_way:
+            let_wait_for_idle_cpus(_LINKS)
         opened.set_result(None)
         waiting: dict[str, _Asked] = {}
         while True:
