@@ -27,6 +27,7 @@ from transformers import AutoConfig
 from bench.peers.arithmetic import matmul_rate
 from bench.peers.fitting import TRAINERS, Timed, Work, make_groups
 from preceptor.contracts import OVERALL
+from preceptor.precision import computed_in
 from preceptor.ranker.backbones import resolve_backbone
 from preceptor.ranker.batches import EncodedRequest, Request, encode
 from preceptor.ranker.model import grade_heads, init_ranker
@@ -147,7 +148,8 @@ def _print(given: argparse.Namespace, found: dict[str, list[Timed]], flops: dict
     first = next(iter(medians))
     print(
         f"\nmedians of {given.rounds} rounds of {given.steps} steps of {num_pairs} pairs, {given.backbone}, lowest "
-        f"{given.layers} layers, {given.precision}; best matrix multiplication {rate / 1e9:,.0f} GFLOP/s in bfloat16"
+        f"{given.layers} layers, {given.precision}; best matrix multiplication {rate / 1e9:,.0f} GFLOP/s in "
+        f"{computed_in('bfloat16')}"
     )
     print("| trainer | pairs/s (lowest, highest) | our speed over it | FLOPs utilisation |\n| --- | --- | --- | --- |")
     today = datetime.date.today().isoformat()

@@ -39,6 +39,7 @@ from bench.peers.servers import ANSWERS_AT, NAMES
 from bench.peers.settings import Setting, candidates
 from bench.peers.student import RequestShape, ScoreRequest, body, classify_body, make_bundle, requests
 from preceptor.bundle import load_bundle
+from preceptor.precision import computed_in
 from preceptor.running import free_port
 from preceptor_serve.engine.counts import Counts
 from preceptor_serve.engine.loading import load_engine
@@ -103,7 +104,7 @@ def main() -> None:
     flops, rate = request_flops(config, shape), matmul_rate(config)
     print(
         f"{shape.num_documents} documents of {shape.document_tokens} tokens on a prefix of {shape.prefix_tokens}, "
-        f"{config.num_hidden_layers} layers: {flops / 1e9:.1f} GFLOP a request; bfloat16 products at "
+        f"{config.num_hidden_layers} layers: {flops / 1e9:.1f} GFLOP a request; {computed_in('bfloat16')} products at "
         f"{rate / 1e9:.0f} GFLOP/s: at most {shape.num_documents * rate / flops:.1f} documents/s",
         flush=True,
     )

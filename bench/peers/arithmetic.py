@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from bench.peers.student import RequestShape
+from preceptor.precision import computed_in
 
 
 def request_flops(config: Any, shape: RequestShape) -> float:
@@ -31,14 +32,17 @@ def request_flops(config: Any, shape: RequestShape) -> float:
 
 
 def matmul_rate(config: Any, *, rows: int = 1024, seconds: float = 1.0) -> float:
-    """Operations a second of the machine's best bfloat16 matrix multiplication: of a large square, and of the MLP's."""
+    """Operations a second of the machine's best matrix multiplication: of a large square, and of the MLP's.
+
+    In bfloat16, or what it is computed in here.
+    """
     shapes = [(2048, 2048, 2048), (rows, config.hidden_size, 2 * config.intermediate_size)]
     return max(_rate(*shape, seconds=seconds) for shape in shapes)
 
 
 def _rate(rows: int, inner: int, columns: int, *, seconds: float) -> float:
-    left = torch.randn(rows, inner).bfloat16()
-    right = torch.randn(columns, inner).bfloat16()
+    dtype = getattr(torch, computed_in("bfloat16"))
+    left, right = torch.randn(rows, inner, dtype=dtype), torch.randn(columns, inner, dtype=dtype)
     torch.nn.functional.linear(left, right)
     times: list[float] = []
     end_s = time.monotonic() + seconds

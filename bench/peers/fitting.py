@@ -20,6 +20,7 @@ from typing import Any, Final, Literal, get_args
 
 from bench.peers.plain_text import plain_text
 from preceptor.contracts import NUM_GRADES, OVERALL
+from preceptor.precision import computed_in
 from preceptor.ranker.text import render_document, render_prefix
 
 Trainer = Literal["shared", "padded", "recomputed", "sentence-transformers"]
@@ -173,7 +174,7 @@ def time_sentence_transformers(work: Work) -> Timed:
             per_device_train_batch_size=work.groups_per_step * work.documents_per_group,
             max_steps=work.num_steps,
             learning_rate=1e-5,
-            bf16=work.precision == "bfloat16",
+            bf16=computed_in(work.precision) == "bfloat16",
             use_cpu=True,
             save_strategy="no",
             report_to="none",

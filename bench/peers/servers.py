@@ -19,6 +19,7 @@ from typing import Any, Final, Protocol
 
 from bench.peers.plain_text import plain_text
 from bench.peers.settings import Setting, from_json
+from preceptor.precision import computed_in
 
 NAMES: Final = ("ours", "vllm", "sentence-transformers", "onnxruntime")
 ANSWERS_AT: Final = {"vllm": "/classify"}
@@ -65,7 +66,7 @@ def _become_vllm(bundle: Path, port: int, setting: Setting) -> None:
     }
     command = [
         *(sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(bundle)),
-        *("--runner", "pooling", "--dtype", "bfloat16", "--max-model-len", "512"),
+        *("--runner", "pooling", "--dtype", computed_in("bfloat16"), "--max-model-len", "512"),
         *("--host", "127.0.0.1", "--port", str(port), "--served-model-name", "student"),
         *("--enable-prefix-caching", "--max-num-batched-tokens", str(setting.tokens)),
         *("--max-num-seqs", str(setting.sequences)),
@@ -146,7 +147,7 @@ def _in_sentence_transformers(bundle: Path, setting: Setting) -> Model:
         device="cpu",
         max_length=512,
         activation_fn=torch.nn.Identity(),
-        model_kwargs={"dtype": torch.bfloat16},
+        model_kwargs={"dtype": getattr(torch, computed_in("bfloat16"))},
     )
 
     def score(pairs: Sequence[tuple[str, str]]) -> Any:

@@ -17,7 +17,7 @@ PRINTED = "import os; print(os.sched_getscheduler(0))"
 
 def policies(body: str) -> list[int]:
     """What a process that runs `body` prints: scheduling policies."""
-    names = "followers_standing, giving_way, take_precedence, wait_for_idle_cpus"
+    names = "followers_standing, giving_way, let_wait_for_idle_cpus, take_precedence, wait_for_idle_cpus"
     script = f"import os, subprocess, sys\nfrom preceptor.precedence import {names}\n{body}"
     # A Ray of this process may have it giving way already, and children inherit that: take_precedence undoes it.
     ran = subprocess.run(
@@ -73,6 +73,30 @@ with giving_way():
     print(os.sched_getscheduler(0), flush=True)
 """
     assert policies(body) == [os.SCHED_IDLE, os.SCHED_BATCH]
+
+
+def test_threads_of_a_name_wait_for_idle_cpus_and_others_do_not() -> None:
+    body = """
+import ctypes, threading
+PR_SET_NAME = 15
+def link(name, named, ended):
+    ctypes.CDLL(None).prctl(PR_SET_NAME, name)
+    named.wait()
+    ended.wait()
+    print(os.sched_getscheduler(0), flush=True)
+ended = threading.Event()
+for name in (b"link", b"other", b"link"):
+    named = threading.Barrier(2)
+    thread = threading.Thread(target=link, args=(name, named, ended))
+    thread.start()
+    named.wait()
+let_wait_for_idle_cpus("link")
+ended.set()
+for thread in threading.enumerate()[1:]:
+    thread.join()
+print(os.sched_getscheduler(0), flush=True)
+"""
+    assert sorted(policies(body)) == sorted([os.SCHED_IDLE] * 2 + [os.SCHED_OTHER] * 2)
 
 
 def test_without_a_local_ray_nobody_waits_for_idle_cpus() -> None:

@@ -107,6 +107,7 @@ class QueryWriter:
 
     async def _write(self, engine: Engine, draft: Row) -> tuple[dict[str, str], Usage]:
         from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
 
         about = f"{_ABOUT[draft['origin']]}\n\n{draft['text'][:_MAX_CHARACTERS]}\n\n{_TASKS[draft['style']]}"
         token_ids = self.tokens.of_chat([{"role": "system", "content": _SYSTEM}, {"role": "user", "content": about}])
@@ -117,6 +118,7 @@ class QueryWriter:
             max_tokens=self.config.max_new_tokens,
             temperature=self.config.temperature,
             seed=int(content_id(str(self.seed), str(draft["draft"])), 16) % 2**31,
+            output_kind=RequestOutputKind.FINAL_ONLY,
         )
         output = await engine.ask(token_ids, params)
         said = output.outputs[0]

@@ -10,17 +10,18 @@ import asyncio
 import faulthandler
 import queue
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final, NoReturn, Protocol
 
 from preceptor.precedence import let_wait_for_idle_cpus, take_precedence
 
+Died = Callable[[BaseException], NoReturn]
 
 _STDERR: Final = 2
-# Threads through which workers of one engine would talk to each other. A CPU engine has one worker, and a dozen of these
-# that wake 100 times a second each: 0.02 of a core, as much as all of Ray takes.
+# Threads through which workers of one engine would talk to each other. A CPU engine has one worker, and a dozen of
+# these that wake 100 times a second each: 0.02 of a core, as much as all of Ray takes.
 _LINKS: Final = "gloo_tcp_loop"
 
 
@@ -28,14 +29,25 @@ class Core(Protocol):
     """A running vLLM engine."""
 
     async def ask(self, number: str, token_ids: Sequence[int], params: Any, adapter: Any) -> Any:
-        """vLLM's finished output for a prompt; `params` are SamplingParams, or PoolingParams of a pooling runner."""
+        """vLLM's finished output for a prompt; `params` are SamplingParams, or PoolingParams of a pooling runner.
+
+        May be called many times at once, on one event loop.
+        """
+
+
+def open_core(arguments: Mapping[str, Any], *, own_process: bool, died: Died, stall_s: float) -> Core:
+    """An engine that runs, in a process of its own or on a thread of this one; whatever vLLM raises where it cannot.
+
+    `arguments` are vLLM's. `died` is called with the reason once the engine is beyond help, and does not return. One
+    within that takes more than `stall_s` seconds for a step ends this process; one beside is its caller's to watch.
+    """
+    return CoreBeside(arguments, died) if own_process else CoreWithin(arguments, died, stall_s=stall_s)
 
 
 class CoreBeside:
-    """AsyncLLM, whose core is a process of its own. An engine that dies is reported to `died`, which does not return."""
+    """AsyncLLM, whose core is a process of its own."""
 
-    def __init__(self, arguments: dict[str, Any], *, died: Callable[[BaseException], None], stall_s: float) -> None:
-        del stall_s  # A core that stands still holds nobody up but those who ask: they end it.
+    def __init__(self, arguments: Mapping[str, Any], died: Died) -> None:
         take_precedence()
         from vllm import AsyncEngineArgs
         from vllm.v1.engine.async_llm import AsyncLLM
@@ -70,13 +82,9 @@ class _Asked:
 
 
 class CoreWithin:
-    """LLMEngine on a thread of this process. A step that fails is reported to `died`, which does not return.
+    """LLMEngine on a thread of this process. A request waits for the step at work to end, as it would beside."""
 
-    A request waits for the step at work to end, as it would beside. A step of more than `stall_s` seconds ends the
-    process, also one that holds the interpreter's lock, under which no other thread could.
-    """
-
-    def __init__(self, arguments: dict[str, Any], *, died: Callable[[BaseException], None], stall_s: float) -> None:
+    def __init__(self, arguments: Mapping[str, Any], died: Died, *, stall_s: float) -> None:
         self._asked: queue.SimpleQueue[_Asked] = queue.SimpleQueue()
         self._died = died
         self._stall_s = stall_s
@@ -91,7 +99,7 @@ class CoreWithin:
         self._asked.put(_Asked(number=number, token_ids=token_ids, params=params, adapter=adapter, answer=answer))
         return await answer
 
-    def _run(self, arguments: dict[str, Any], opened: Future[None]) -> None:
+    def _run(self, arguments: Mapping[str, Any], opened: Future[None]) -> None:
         others_give_way = take_precedence()
         try:
             from vllm import EngineArgs
@@ -108,12 +116,12 @@ class CoreWithin:
         while True:
             while not (waiting and self._asked.empty()):
                 self._begin(engine, self._asked.get(), waiting)
+            # Of a step that holds the interpreter's lock no other thread of Python's could tell.
             faulthandler.dump_traceback_later(self._stall_s, file=_STDERR, exit=True)
             try:
                 outputs = engine.step()
             except BaseException as error:
                 self._died(error)
-                return
             faulthandler.cancel_dump_traceback_later()
             _tell([(waiting.pop(output.request_id), output) for output in outputs if output.finished])
 
@@ -130,12 +138,9 @@ class CoreWithin:
 
 
 def _tell(answers: Sequence[tuple[_Asked, Any]]) -> None:
-    """Wake those who asked: once for each event loop, not for each answer."""
-    by_loop: dict[asyncio.AbstractEventLoop, list[tuple[_Asked, Any]]] = {}
-    for asked, answer in answers:
-        by_loop.setdefault(asked.answer.get_loop(), []).append((asked, answer))
-    for loop, told in by_loop.items():
-        loop.call_soon_threadsafe(_settle, told)
+    """Wake those who asked, all on one event loop, once."""
+    if answers:
+        answers[0][0].answer.get_loop().call_soon_threadsafe(_settle, answers)
 
 
 def _settle(answers: Sequence[tuple[_Asked, Any]]) -> None:
@@ -147,7 +152,3 @@ def _settle(answers: Sequence[tuple[_Asked, Any]]) -> None:
             asked.answer.set_exception(answer)
         else:
             asked.answer.set_result(answer)
-
-
-CORES: Final[dict[bool, type[CoreBeside] | type[CoreWithin]]] = {True: CoreBeside, False: CoreWithin}
-"""By whether the engine has a process of its own."""

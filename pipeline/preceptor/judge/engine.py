@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, NoReturn, TypeVar
 
-from preceptor.judge.cores import CORES
+from preceptor.judge.cores import open_core
 from preceptor.judge.replies import ENGINE_ERROR, OVER_LONG, Usage, Workers
 from preceptor.precision import computed_in
 from preceptor.recipe import EngineConfig
@@ -39,8 +39,11 @@ class Engine:
         self.model = model
         self.config = config
         self.adapter = _adapter(config)
-        self._core = CORES[config.in_own_process](
-            engine_arguments(config, task) | {"model": model}, died=self._died, stall_s=config.stall_s
+        self._core = open_core(
+            {"model": model, **engine_arguments(config, task)},
+            own_process=config.in_own_process,
+            died=self._died,
+            stall_s=config.stall_s,
         )
         self._num_asked = 0
         self._num_open = 0
@@ -50,7 +53,7 @@ class Engine:
         threading.Thread(target=self._watch, daemon=True, name="engine-watch").start()
 
     async def ask(self, token_ids: Sequence[int], params: Any) -> Any:
-        """vLLM's RequestOutput for a prompt and SamplingParams; where it classifies, PoolingRequestOutput for PoolingParams.
+        """vLLM's output for a prompt: a RequestOutput with SamplingParams, a PoolingRequestOutput with PoolingParams.
 
         RuntimeError where the engine refuses this request; where it dies, this process ends.
         """

@@ -101,6 +101,7 @@ class VllmGrader:
     async def _reasoned_reply(self, pair: Row, dimension: str) -> tuple[Reply, Usage]:
         """The reply after the model's reasons: those are generated first, and the grade is read where it follows."""
         from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
 
         asked = reasoned_messages(
             self.judge.policy, dimension, query=pair["query"], profile=pair["profile"], document=pair["document"]
@@ -110,7 +111,9 @@ class VllmGrader:
         too_long = over_long(len(token_ids), self.judge.engine, num_new=limit + GRADE_LINE_TOKENS)
         if too_long:
             return rejected(pair["pair_id"], dimension, reason_of(too_long), raw=too_long), Usage()
-        params = SamplingParams(max_tokens=limit, temperature=0.0, stop=["Grade:"])
+        params = SamplingParams(
+            max_tokens=limit, temperature=0.0, stop=["Grade:"], output_kind=RequestOutputKind.FINAL_ONLY
+        )
         output = await self.engine.ask(token_ids, params)
         said = output.outputs[0]
         first = usage_of(output, num_generated=len(said.token_ids))

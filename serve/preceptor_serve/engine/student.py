@@ -85,8 +85,8 @@ def make_student(classifier: Any, *, precision: Precision, max_tokens: int, kern
 def pack_student(weights: Weights, *, precision: Precision, max_tokens: int, kernels: Kernels | None = None) -> Student:
     """`weights` at `precision`, laid out for forward.py.
 
-    `max_tokens` is the longest pair. `kernels`: unless given this machine's fastest, which are those of float32 where it
-    has no instructions for bfloat16.
+    `max_tokens` is the longest pair. `kernels`: unless given this machine's fastest, those of float32 where it has no
+    instructions for bfloat16.
     """
     if kernels is None:
         precision = computed_in(precision)
