@@ -122,7 +122,8 @@ class CoreWithin:
                 outputs = engine.step()
             except BaseException as error:
                 self._died(error)
-            faulthandler.cancel_dump_traceback_later()
+            finally:
+                faulthandler.cancel_dump_traceback_later()
             _tell([(waiting.pop(output.request_id), output) for output in outputs if output.finished])
 
     def _begin(self, engine: Any, asked: _Asked, waiting: dict[str, _Asked]) -> None:
