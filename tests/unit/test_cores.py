@@ -54,7 +54,7 @@ class StubEngine:
 
 @pytest.fixture(autouse=True)
 def stub(monkeypatch: pytest.MonkeyPatch) -> None:
-    parts = {
+    parts: dict[str, dict[str, Any]] = {
         "vllm": {"EngineArgs": SimpleNamespace},
         "vllm.inputs": {"tokens_input": lambda ids: ids},
         "vllm.v1": {},
