@@ -110,6 +110,7 @@ def test_whoever_no_longer_waits_holds_nobody_up() -> None:
     assert asyncio.run(body()) == 20
 
 
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_an_engine_that_fails_is_reported_with_its_reason() -> None:
     reported: list[BaseException] = []
     told = threading.Event()
