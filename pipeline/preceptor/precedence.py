@@ -46,16 +46,22 @@ def wait_for_idle_cpus() -> None:
     Of a busy CPU they get 0.3 %. For good: there is no way back without a privilege.
     """
     if _gives_way():
-        os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+        _wait_for_idle(0)
 
 
 def let_wait_for_idle_cpus(name: str) -> None:
     """Let this process's threads of this name, as the kernel keeps it, take what CPU is idle, as above. On Linux."""
-    for thread in psutil.Process().threads():
+    for thread in Path("/proc/self/task").iterdir():
         # It may have ended meanwhile.
         with suppress(OSError):
-            if Path(f"/proc/self/task/{thread.id}/comm").read_text().strip() == name:
-                os.sched_setscheduler(thread.id, os.SCHED_IDLE, os.sched_param(0))
+            if (thread / "comm").read_text().strip() == name:
+                _wait_for_idle(int(thread.name))
+
+
+def _wait_for_idle(thread: int) -> None:
+    """The thread of this id, 0 for the one that asks, waits for idle CPUs, unless it has ended."""
+    with suppress(ProcessLookupError):
+        os.sched_setscheduler(thread, os.SCHED_IDLE, os.sched_param(0))
 
 
 @contextmanager
@@ -93,8 +99,7 @@ def _held(process: psutil.Process, stack: ExitStack) -> int | None:
     with suppress(psutil.NoSuchProcess, OSError):
         if is_called(process, _FOLLOWERS):
             for thread in process.threads():
-                with suppress(ProcessLookupError):
-                    os.sched_setscheduler(thread.id, os.SCHED_IDLE, os.sched_param(0))
+                _wait_for_idle(thread.id)
         if is_called(process, _STANDING):
             # Not by its id: another process might have that one day.
             descriptor = os.pidfd_open(process.pid)

@@ -11,8 +11,8 @@ P = TypeVar("P", bound=str)
 def computed_in(precision: P, *, num_gpus: int = 0) -> P | Literal["float32"]:
     """`precision`, or float32 for bfloat16 without a GPU and on a CPU that has no instructions for it.
 
-    That is more exact, and there faster: measured on two cores with AVX2 alone, products of 1,024 x 576 x 1,536 in
-    torch go at 83 GFLOP/s in float32 and at 14 in bfloat16.
+    That is more exact, and there faster: on two cores with AVX2 alone a product of 1,024 x 576 x 1,536 in torch takes
+    15 ms in float32 and 117 in bfloat16 (bench/RESULTS.md).
     """
     if precision == "bfloat16" and not num_gpus and not _has_bfloat16():
         return "float32"

@@ -1,4 +1,4 @@
-"""An engine on a thread of the process that asks it. A stub stands for vLLM: what is tested is who is told what."""
+"""An engine on a thread of the process that asks it. A fake stands for vLLM: what is tested is who is told what."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import pytest
 from preceptor.judge.cores import Core, open_core
 
 REFUSED, FATAL, SLOW = 1, 2, 3
-"""First tokens that the stub takes amiss, or takes two steps for."""
+"""First tokens that the fake takes amiss, or takes two steps for."""
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,11 @@ class Output:
     said: int
 
 
-class StubEngine:
+class FakeEngine:
     """Answers every request at the next step with the sum of its tokens."""
 
     @classmethod
-    def from_engine_args(cls, arguments: Any) -> StubEngine:
+    def from_engine_args(cls, arguments: Any) -> FakeEngine:
         if arguments.model == "missing":
             raise ValueError("no such model")
         return cls()
@@ -53,13 +53,13 @@ class StubEngine:
 
 
 @pytest.fixture(autouse=True)
-def stub(monkeypatch: pytest.MonkeyPatch) -> None:
+def fake_vllm(monkeypatch: pytest.MonkeyPatch) -> None:
     parts: dict[str, dict[str, Any]] = {
         "vllm": {"EngineArgs": SimpleNamespace},
         "vllm.inputs": {"tokens_input": lambda ids: ids},
         "vllm.v1": {},
         "vllm.v1.engine": {},
-        "vllm.v1.engine.llm_engine": {"LLMEngine": StubEngine},
+        "vllm.v1.engine.llm_engine": {"LLMEngine": FakeEngine},
     }
     for name, held in parts.items():
         module = ModuleType(name)

@@ -21,7 +21,7 @@ Died = Callable[[BaseException], NoReturn]
 
 _STDERR: Final = 2
 # Threads through which workers of one engine would talk to each other. A CPU engine has one worker, and a dozen of
-# these that wake 100 times a second each: 0.02 of a core, as much as all of Ray takes.
+# these, which push aside what computes 100 times a second each.
 _LINKS: Final = "gloo_tcp_loop"
 
 
@@ -107,6 +107,7 @@ class CoreWithin:
 
             engine = LLMEngine.from_engine_args(EngineArgs(**arguments))
         except BaseException as error:
+            # Whatever it is, SystemExit too, is for whoever opens: they wait, and would for ever.
             opened.set_exception(error)
             return
         if others_give_way:
@@ -121,6 +122,7 @@ class CoreWithin:
             try:
                 outputs = engine.step()
             except BaseException as error:
+                # Whatever it is, nobody else sees a thread end. Ray counts the process's end as a restart.
                 self._died(error)
             finally:
                 faulthandler.cancel_dump_traceback_later()

@@ -152,7 +152,8 @@ def environment(model: str, config: EngineConfig) -> dict[str, str]:
         env["VLLM_CPU_KVCACHE_SPACE"] = str(config.kv_cache_gib)
         env["OMP_NUM_THREADS"] = str(_num_threads(config))
     if not (config.gpus_per_replica and config.in_own_process):
-        # Without this vLLM runs a CPU worker in one more process, which imports everything once more.
+        # Without this vLLM runs a CPU's worker, or an engine that is to run within, in one more process, which imports
+        # everything once more.
         env["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
     if Path(model).is_dir():
         env["HF_HUB_OFFLINE"] = "1"
