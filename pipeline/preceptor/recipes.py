@@ -79,7 +79,7 @@ def demo() -> Recipe:
     The teachers start from the lowest 6 of its 30 layers: in the same training time they see about twice the pairs that
     10 layers do (bench/RESULTS.md). The relevance teacher is sharded over two workers, as on a cluster; the student
     trains with one worker of two threads, whose step takes 0.7 of the time on two cores (bench/train_step.py). The
-    floor is what such a teacher reaches in 180 steps with nine dimensions, in bfloat16 or float32; a product would ask
+    floor is what such a teacher reaches in 180 steps with nine dimensions in float32; a product would ask
     for far more. The engagement teacher is linear: clicks say little each, and in its 40 steps a language model read
     640 pairs of one noisy rate each and was at chance; this one reads all impressions in seconds.
     """
