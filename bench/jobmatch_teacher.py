@@ -102,7 +102,7 @@ def main() -> None:
 
 
 class Memory:
-    """MiniLM in bfloat16 that embeds each text once."""
+    """MiniLM, in bfloat16 where the machine has it, that embeds each text once."""
 
     def __init__(self) -> None:
         self._encode: Callable[[Sequence[str]], np.ndarray] | None = None

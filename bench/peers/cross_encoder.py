@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from preceptor.precision import computed_in
+
 MAX_TOKENS = 160
 DOCUMENTS_PER_QUERY = 12
 QUERIES_PER_STEP = 2
@@ -60,7 +62,7 @@ def tune(lists: Sequence[Mapping[str, Any]], *, backbone: Path, seconds: float, 
         learning_rate=5e-5,
         lr_scheduler_type="constant_with_warmup",
         warmup_steps=20,
-        bf16=True,
+        bf16=computed_in("bfloat16") == "bfloat16",
         use_cpu=True,
         report_to=[],
         save_strategy="no",
