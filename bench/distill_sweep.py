@@ -6,7 +6,8 @@ Every point is a student distilled from the run's own stored scores with one thi
 ablations in the rest. All have the same steps and batch, and a seed at a time. Students are scored by the stage `score`
 and measured by the stage `gate` on the run's holdouts: NDCG@10 of the head 'overall' on held-out golden pairs, AUC and
 calibration error of clicks on held-out impressions, what they keep of their teachers, and once more against the
-recipe's own student, all with paired bootstrap intervals over queries. What is finished under ``--work`` is not done
+recipe's own student, all with paired bootstrap intervals over queries. The run's own holdouts are small; ``--queries``
+measures on as many held-out queries of a market of its own instead. What is finished under ``--work`` is not done
 again. Each measurement opens the sealed holdout, and says so in ``openings.jsonl`` beside it.
 """
 
@@ -18,13 +19,13 @@ import statistics
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from functools import cached_property
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from pyarrow.parquet import ParquetFile
 
+from bench.peers.ground import Ground, Run, own_ground, wide_ground
 from bench.peers.lessons import RULES, ablations, seeded, sweep
 from bench.peers.pareto import random_ndcg
 from bench.peers.points import require_known, slug
@@ -38,37 +39,12 @@ from preceptor.golden.opener import open_holdout
 from preceptor.local_ray import ray_cluster
 from preceptor.logits import sigmoid
 from preceptor.ranker.score_stage import ScoreConfig, score
-from preceptor.recipe import DistillConfig, GateConfig, MarketConfig, Recipe
+from preceptor.recipe import DistillConfig, GateConfig
 from preceptor.recipes import find_recipe
 from preceptor.record import DEV, Record, read_record
 from preceptor.student.distill import distill, stored_scores
 
 QUICK: Final = ("mix 0.25 : 0.75", "mixing uncertainty", "hard grades", "no warm start", "pairs 1/4")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """What a finished run has for a student to learn from and to be measured on."""
-
-    recipe: Recipe
-    root: Path
-    version: str
-
-    def record(self, stage: str) -> Record:
-        """The record of a finished stage of the run."""
-        found = read_record(self.root / stage / self.version)
-        if found is None:
-            raise InputError(f"{self.root}: no finished {stage} of version {self.version}. Run its recipe first.")
-        return found
-
-    @cached_property
-    def corpus(self) -> Record:
-        return self.record("corpus")
-
-    @property
-    def policy(self) -> Path | None:
-        """The folder that sealed the holdout, as the run's own gate knows it."""
-        return self.recipe.policy if isinstance(self.recipe.source, MarketConfig) else None
 
 
 def main() -> None:
@@ -85,6 +61,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="of every student (default: the recipe's)")
     parser.add_argument("--seeds", type=int, default=1, help="students of each point (default: 1)")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="only the points of these names")
+    parser.add_argument("--queries", type=int, help="held-out queries of a wider market (default: the run's holdouts)")
     parser.add_argument("--bootstrap", type=int, default=1000, help="resamples (default: 1000)")
     parser.add_argument("--quick", action="store_true", help="five points, two steps: does it run at all")
     arguments = parser.parse_args()
@@ -111,9 +88,13 @@ def run_bench(arguments: argparse.Namespace) -> None:
     kinds: dict[str, Kind] = {name: "sweep" if name in swept else "ablation" for name in names}
     work = arguments.work or arguments.root / ("distill_sweep_quick" if arguments.quick else "distill_sweep")
     num_bootstrap = 50 if arguments.quick else arguments.bootstrap
-    lists = held_out_lists(run, work)
     with ray_cluster():
-        rows = measure(run, chosen, {OWN: "own", **kinds}, work=work, num_seeds=arguments.seeds, num=num_bootstrap)
+        num_queries = arguments.queries
+        ground = wide_ground(run, num_queries=num_queries, work=work) if num_queries else own_ground(run)
+        lists = held_out_lists(ground, work)
+        rows = measure(
+            run, ground, chosen, {OWN: "own", **kinds}, work=work, num_seeds=arguments.seeds, num=num_bootstrap
+        )
     reference = (0.5, random_ndcg(lists))
     print(f"\n{tables(rows, steps=steps, num_seeds=arguments.seeds, reference=reference)}")
     command = shlex.join(["python", "-m", "bench.distill_sweep", *sys.argv[1:]])
@@ -132,14 +113,14 @@ def rare_median(scores: Path) -> float:
     return float(f"{min(map(statistics.median, found.values())):.3g}")
 
 
-def held_out_lists(run: Run, work: Path) -> list[list[int]]:
+def held_out_lists(ground: Ground, work: Path) -> list[list[int]]:
     """The grades of each held-out list, for the expectation of a random order."""
     opened = open_holdout(
-        run.corpus.path / "golden", policy=run.policy, log=work / "openings.jsonl", why="NDCG of a random order"
+        ground.corpus.path / "golden", policy=ground.policy, log=work / "openings.jsonl", why="NDCG of a random order"
     )
-    golden = read_holdout(run.corpus.path, opened).golden
+    golden = read_holdout(ground.corpus.path, opened).golden
     if not golden.num_rows:
-        raise InputError(f"{run.corpus.path / 'golden'}: no held-out pair. Measure on a source that has some.")
+        raise InputError(f"{ground.corpus.path / 'golden'}: no held-out pair. Measure on a source that has some.")
     requests = [f"{row['query_id']}/{row['profile_id']}" for row in golden.to_pylist()]
     grades = golden["grade"].to_numpy()
     return [grades[rows].tolist() for rows in rows_by_group(requests)]
@@ -147,6 +128,7 @@ def held_out_lists(run: Run, work: Path) -> list[list[int]]:
 
 def measure(
     run: Run,
+    ground: Ground,
     chosen: Mapping[str, DistillConfig],
     kinds: Mapping[str, Kind],
     *,
@@ -164,9 +146,10 @@ def measure(
             started_s = time.monotonic()
             finished = run.root / "distill" / run.version if name == OWN and seed == 0 else None
             taught = teach(run, seeded(config, seed), place=work / slug(name), finished=finished)
-            scored = score_student(run, taught, place=work / slug(name))
+            place = work / slug(name)
+            scored = score_student(run, ground, taught, place=place / ground.name)
             own += [scored] if name == OWN else []
-            values = measured(run, scored, own[seed], place=work / slug(name), num=num)
+            values = measured(run, ground, scored, own[seed], place=place / ground.name, num=num)
             found.append(values)
             print(
                 f"    NDCG@10 {values[NDCG].value:.4f}, click AUC {values[AUC].value:.4f}, "
@@ -217,24 +200,24 @@ def count_targets(student: Record) -> int:
     return sum(ParquetFile(file).metadata.num_rows for file in files)
 
 
-def score_student(run: Run, student: Record, *, place: Path) -> Record:
-    """Its logits on both holdouts."""
+def score_student(run: Run, ground: Ground, student: Record, *, place: Path) -> Record:
+    """Its logits on both holdouts of the ground."""
     config = student.config["train"]
     assert run.recipe.distill is not None
     wanted = ScoreConfig(system="student", sets=("golden holdout", "shown holdout"), scoring=run.recipe.distill.scoring)
     out = place / "scores" / f"steps{config['num_steps']}-seed{config['seed']}"
-    return score(wanted, corpus=run.corpus, model=student, out=out)
+    return score(wanted, corpus=ground.corpus, model=student, out=out)
 
 
-def measured(run: Run, student: Record, own: Record, *, place: Path, num: int) -> Values:
+def measured(run: Run, ground: Ground, student: Record, own: Record, *, place: Path, num: int) -> Values:
     """What the gate measures of the student and its teachers; what it kept of the recipe's own student, less 1."""
     config = replace(run.recipe.gate, thresholds={}, num_bootstrap=num)
-    teachers = run.record("relevance_scores"), run.record("engagement_scores")
-    kept = gated(run, config, student, *teachers, out=place / "gate" / f"{student.version}-b{num}")
+    teachers = ground.relevance, ground.engagement
+    kept = gated(ground, config, student, *teachers, out=place / "gate" / f"{student.version}-b{num}")
     if student is own:
         return kept
     # The own student in the place of both teachers: then what is kept of them is what is kept of it.
-    against = gated(run, config, student, own, own, out=place / "against_own" / f"{student.version}-b{num}")
+    against = gated(ground, config, student, own, own, out=place / "against_own" / f"{student.version}-b{num}")
     changes = {
         CHANGE + name: replace(item, value=item.value - 1, low=item.low - 1, high=item.high - 1)
         for name, item in against.items()
@@ -244,16 +227,16 @@ def measured(run: Run, student: Record, own: Record, *, place: Path, num: int) -
 
 
 def gated(
-    run: Run, config: GateConfig, student: Record, relevance: Record, engagement: Record, *, out: Path
+    ground: Ground, config: GateConfig, student: Record, relevance: Record, engagement: Record, *, out: Path
 ) -> dict[str, Interval]:
     """Every interval that the gate measures, by "system head metric"; it has no thresholds and always passes."""
     done = gate(
         config,
-        corpus=run.corpus,
+        corpus=ground.corpus,
         relevance=relevance,
         engagement=engagement,
         student=student,
-        policy=run.policy,
+        policy=ground.policy,
         out=out,
     )
     found = {}
@@ -264,7 +247,9 @@ def gated(
         )
     lacking = [name for name in (NDCG, AUC, *KEPT) if name not in found]
     if lacking:
-        raise InputError(f"{run.corpus.path}: its holdouts measure no {', '.join(lacking)}. Bring grades and clicks.")
+        raise InputError(
+            f"{ground.corpus.path}: its holdouts measure no {', '.join(lacking)}. Bring grades and clicks."
+        )
     return found
 
 

@@ -3,10 +3,11 @@
     make demo && .venv/bin/python -m bench.prune_curve --root runs/demo --recipe demo
 
 Every point is cut by the stage `prune` and recovers by the stage `recover` on the run's own stored scores; what is
-finished under ``--work`` is not done again. NDCG@10 of the head 'overall' is on the held-out golden pairs; changes are
-against the student as it was distilled, with paired bootstrap intervals over queries. "recovery alone" trains the whole
-student on for as many steps: what the steps give without a cut. Speed is of the serving engine, its caches off, medians
-of rounds in which every point takes its turn.
+finished under ``--work`` is not done again. NDCG@10 of the head 'overall' is on the held-out golden pairs, or with
+``--queries`` on as many held-out queries of a wider market. Changes are against the student as it was distilled, with
+paired bootstrap intervals over queries. "recovery alone" trains the whole student on for as many steps: what the steps
+give without a cut. Speed is of the serving engine, its caches off, medians of rounds in which every point takes its
+turn.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from bench.peers.ground import wide_market
 from bench.peers.held_out import documents_per_s, held_out_rows
 from bench.peers.points import require_known, slug
 from bench.peers.sweep_report import percent
@@ -106,7 +108,8 @@ def main() -> None:
     parser.add_argument("--version", default="v1", help="its version (default: v1)")
     parser.add_argument("--work", type=Path, help="where cuts are kept (default: ROOT/prune_curve)")
     parser.add_argument("--steps", type=int, help="recovery steps of each point (default: half of the student's)")
-    parser.add_argument("--learning-rate", type=float, help="of recovery (default: half of the student's)")
+    parser.add_argument("--learning-rate", type=float, help="of recovery (default: a tenth of the student's)")
+    parser.add_argument("--queries", type=int, help="held-out queries of a wider market (default: the run's golden)")
     parser.add_argument("--pairs", type=int, default=1024, help="calibration pairs (default: 1024)")
     parser.add_argument("--only", nargs="+", metavar="NAME", help="only the points of these names")
     parser.add_argument("--rounds", type=int, default=7, help="rounds of the speed measurement (default: 7)")
@@ -122,12 +125,14 @@ def main() -> None:
     steps = 3 if arguments.quick else arguments.steps or max(lesson.train.num_steps // 2, 3)
     pairs = 64 if arguments.quick else arguments.pairs
     wanted = points(len(ranker.classifier.model.layers), steps=steps, num_pairs=pairs)
-    rate = arguments.learning_rate or lesson.train.learning_rate / 2
-    wanted = {name: replace(config, learning_rate=rate) for name, config in wanted.items()}
+    wanted = {name: replace(config, learning_rate=arguments.learning_rate) for name, config in wanted.items()}
     names = ["mlp 50 %", "groups 1/3", "vocabulary"] if arguments.quick else arguments.only or list(wanted)
     require_known(names, wanted)
     chosen = {name: wanted[name] for name in names if possible(ranker, wanted[name])}
     work = arguments.work or arguments.root / ("prune_curve_quick" if arguments.quick else "prune_curve")
+    if arguments.queries:
+        with ray_cluster():
+            corpus, _ = wide_market(recipe, num_queries=arguments.queries, work=work)
     students = make_students(chosen, lesson, student, work=work, recipe=recipe)
     num_bootstrap, rounds = (100, 1) if arguments.quick else (arguments.bootstrap, arguments.rounds)
     rows = measure(students, corpus, recipe, num_bootstrap=num_bootstrap, rounds=rounds)

@@ -237,6 +237,11 @@ def test_the_recovery_steps_of_all_rounds_add_up() -> None:
     assert {item.learning_rate for item in rounds} == {3e-4} and len({item.seed for item in rounds}) == 3
 
 
+def test_recovery_is_gentle_unless_told_otherwise() -> None:
+    train = tiny().distill.train  # type: ignore[union-attr]
+    assert config().recovery(train, round=1).learning_rate == pytest.approx(train.learning_rate / 10)
+
+
 # checkpoints
 
 

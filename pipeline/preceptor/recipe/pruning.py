@@ -10,6 +10,8 @@ from preceptor.recipe.compute import TrainConfig
 
 Importance = Literal["osscar", "activation", "magnitude", "random"]
 SHARES: Final = ("mlp", "heads", "groups", "layers")
+GENTLE: Final = 0.1
+"""Of the student's learning rate, for its recovery (bench/RESULTS.md, "Pruning")."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +26,8 @@ class PruneConfig:
     `importance` says how neurons, heads and groups are chosen, `correction` whether the projection after them is solved
     anew, `layer_importance` how layers are chosen (student/importance.py). All is measured on `num_pairs` training
     pairs. Each of `num_rounds` cuts an equal part and recovers for its part of the `recovery_steps`, at
-    `learning_rate` (the student's own unless given).
+    `learning_rate` (a tenth of the student's own unless given: at half of it the demo's student lost more by the
+    recovery than by the cut).
     """
 
     recovery_steps: int
@@ -73,7 +76,7 @@ class PruneConfig:
             train,
             num_steps=due - done,
             warmup_steps=min(train.warmup_steps, due - done),
-            learning_rate=self.learning_rate or train.learning_rate,
+            learning_rate=self.learning_rate or train.learning_rate * GENTLE,
             # Not the batches in the order in which the student saw them.
             seed=train.seed + 1000 * round,
         )
