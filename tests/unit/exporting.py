@@ -46,4 +46,9 @@ def gate_record(root: Path, *, passed: bool = True) -> Record:
 def random_bundle(root: Path) -> Path:
     """A bundle of such a student, as long-sighted as the recipe `tiny` makes its own, with logits as small."""
     student = train_student(root / "distill" / "v1", max_prefix_tokens=48, max_document_tokens=64, spread=0.05)
+    return export_student(student, root)
+
+
+def export_student(student: Record, root: Path) -> Path:
+    """The bundle of `student`, exported under `root`."""
     return export(CONFIG, student=student, gate=gate_record(root), out=root / "export" / "v1").path / "bundle"

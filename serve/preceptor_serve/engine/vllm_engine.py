@@ -13,10 +13,11 @@ import time
 from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from preceptor.bundle import DocumentScore, Reader, load_bundle
+from preceptor.bundle import DocumentScore, Reader, open_reader
 from preceptor.errors import InputError, StageFailed
+from preceptor.precision import computed_in
 from preceptor_serve.engine.bundled import BundledEngine
 from preceptor_serve.engine.caches import ByteCache
 from preceptor_serve.engine.counts import Counts
@@ -32,7 +33,7 @@ class VllmEngine(BundledEngine):
     def __init__(self, path: Path, options: EngineOptions) -> None:
         if options.precision == "int8":
             raise InputError("precision int8 is the CPU engine's. Choose bfloat16 for a replica with a GPU.")
-        super().__init__(load_bundle(path).reader, options)
+        super().__init__(open_reader(path), options)
         self._pending: dict[int, tuple[Job, float]] = {}
         self._numbers = itertools.count()
         self._answered_s = time.monotonic()
@@ -80,7 +81,9 @@ class VllmEngine(BundledEngine):
         return time.monotonic() - max(min(started), self._answered_s) if started else 0.0
 
     def close(self) -> None:
-        """End vLLM and its thread."""
+        """End vLLM and its thread; a second call does nothing."""
+        if self._loop.is_closed():
+            return
         self._engine.shutdown()
         self._end_loop()
 
@@ -141,10 +144,11 @@ async def _start(path: Path, reader: Reader, options: EngineOptions) -> Any:
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
+    wanted: Literal["float32", "bfloat16"] = "float32" if options.precision == "float32" else "bfloat16"
     arguments = AsyncEngineArgs(
         model=str(path),
         runner="pooling",
-        dtype="float32" if options.precision == "float32" else "bfloat16",
+        dtype=computed_in(wanted, num_gpus=torch.cuda.device_count()),
         enable_prefix_caching=True,
         # One more than the longest pair: vLLM keeps room for a token it will never generate.
         max_model_len=reader.max_prefix_tokens + reader.max_document_tokens + 1,
