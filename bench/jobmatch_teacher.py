@@ -30,18 +30,21 @@ from preceptor.record import Record
 from preceptor.sources.jobmatch import jobmatch
 from preceptor.sources.occupations import read_occupations, read_postings
 from preceptor.sources.retrieval import encoder_dir, open_encoder, tfidf_similarities
-from preceptor.teachers.match import embed_collection, embed_texts, load_matcher, match_teacher
+from preceptor.teachers.match import embed_collection, embed_texts, load_matcher, match_teacher, to_asked
 from preceptor.teachers.match_lessons import AskedFor, grade_matrix, read_asked, read_documents
 from preceptor.teachers.match_signals import Asked, Collection
 
 DEPTH = 20
 OURS = MatchConfig()
+KIN = ("near", "group", "best_of_group", "minor_group")
 VARIANTS: Mapping[str, MatchConfig] = {
     "teacher": OURS,
     "teacher, no weak pairs": replace(OURS, shares={"judged": 1.0}),
     "teacher, no second round": replace(OURS, rounds=1, num_steps=OURS.rounds * OURS.num_steps),
     "teacher, no adapter": replace(OURS, signals=tuple(name for name in OURS.signals if not name.startswith("tuned"))),
     "teacher, tuned signals alone": replace(OURS, signals=("tuned_text", "tuned_names")),
+    "teacher, no tasks": replace(OURS, signals=tuple(name for name in OURS.signals if name != "tasks")),
+    "teacher, no kin": replace(OURS, signals=tuple(name for name in OURS.signals if name not in KIN)),
     "teacher, no names": replace(OURS, signals=("text", "title_text", "tuned_text")),
 }
 
@@ -92,6 +95,7 @@ def main() -> None:
     collection = embed_collection(documents, memory.encode)
     systems["minilm"] = dev.asked.texts_QH @ collection.texts_NH.T
     systems["minilm, best name"] = names_too(dev, collection)
+    systems["minilm, tasks too"] = systems["minilm"] + dev.asked.tasks_QH @ collection.texts_NH.T
     systems["tfidf"] = tfidf_similarities(dev.asked.texts, collection.texts)
     budget = arguments.seconds or (5.0 if arguments.quick else spent.get("teacher", 300.0))
     systems["cross-encoder"] = cross_encoded(
@@ -125,17 +129,13 @@ def dev_queries(
     described = described[:num]
     occupations = {item.code: item for item in read_occupations(data, read_postings(data)) if item.split == "holdout"}
     typed = [
-        replace(query, slice="reported_title", text=title, typed=title, group=(title, query.occupation))
+        replace(query, slice="reported_title", text=title, typed=title, tasks=(), group=(title, query.occupation))
         for query in described
         for title in occupations[query.occupation].reported_titles
     ]
     queries = (*described, *typed)
-    row_of, vectors = embed_texts([text for query in queries for text in (query.text, query.typed)], encode)
-    asked = Asked(
-        texts=tuple(query.text for query in queries),
-        texts_QH=vectors[[row_of[query.text] for query in queries]],
-        titles_QH=vectors[[row_of[query.typed] for query in queries]],
-    )
+    row_of, vectors = embed_texts([text for query in queries for text in query.texts], encode)
+    asked = to_asked(queries, row_of, vectors)
     return Dev(queries=queries, asked=asked, grades=grade_matrix(queries, len(rows)))
 
 

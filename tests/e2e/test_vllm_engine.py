@@ -136,7 +136,7 @@ def test_a_killed_engine_is_stuck_at_once_and_still_ends(engine: VllmEngine) -> 
         assert time.monotonic() < deadline, "a dead engine passes for a living one"
         time.sleep(0.05)
     with pytest.raises(ExceptionGroup) as failure:
-        engine.submit(*drawn(6, num_documents=2)).result(timeout=60)
+        engine.submit(*drawn(1000, num_documents=2)).result(timeout=60)
     assert all(isinstance(error, EngineDeadError) for error in failure.value.exceptions)
     engine.close()
     assert not cores()

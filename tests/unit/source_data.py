@@ -34,6 +34,7 @@ def posting_rows() -> list[dict[str, Any]]:
             "title": f"{TRADES[index % 10]} of kind {index}",
             "alt_titles": [f"{TRADES[index % 10]} {index} a", f"{TRADES[index % 10]} {index} b"],
             "description": f"The {TRADES[index % 10]} works with material {index} and tool {index // 3}.",
+            "isco_group": f"{index % 10 // 2}{index % 3}1{index % 10}",
         }
         for index in range(NUM_POSTINGS)
     ]
@@ -50,6 +51,7 @@ def occupation_rows() -> list[dict[str, Any]]:
                 "title": f"{trade.title()}s, Class {index}",
                 "description": f"Work as a {trade} with material {index}.",
                 "job_zone": None if index == 3 else index % 5 + 1,
+                "core_tasks": [] if index == 5 else [f"Handle material {index}.", f"Keep tool {index // 3} sharp."],
                 "reported_titles": []
                 if index == 4
                 else [f"{trade} {word} {index}" for word in ("lead", "hand", "aide")],
@@ -82,7 +84,13 @@ def write_data(folder: Path, **changes: list[dict[str, Any]]) -> Path:
     tables = {
         "esco_occupations": (
             posting_rows(),
-            {"uri": pa.large_string(), "title": pa.string(), "alt_titles": texts, "description": pa.string()},
+            {
+                "uri": pa.large_string(),
+                "title": pa.string(),
+                "alt_titles": texts,
+                "description": pa.string(),
+                "isco_group": pa.string(),
+            },
         ),
         "onet_occupations": (
             occupation_rows(),
@@ -93,6 +101,7 @@ def write_data(folder: Path, **changes: list[dict[str, Any]]) -> Path:
                 "job_zone": pa.int8(),
                 "reported_titles": texts,
                 "alternate_titles": texts,
+                "core_tasks": texts,
             },
         ),
         "crosswalk": (

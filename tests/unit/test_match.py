@@ -239,10 +239,13 @@ def test_an_untrained_adapter_tunes_nothing_and_chunks_change_nothing() -> None:
         keys=tuple("abcde"),
         texts=tuple(f"work {index}" for index in range(5)),
         names=tuple((f"name {index}", f"other {index}") for index in range(5)),
+        groups=("1111", "1111", "1112", "2111", "2111"),
         texts_NH=texts,
         names_KH=names,
     )
-    asked = Asked(texts=tuple(f"work {index} name" for index in range(7)), texts_QH=queries, titles_QH=queries)
+    asked = Asked(
+        texts=tuple(f"work {index} name" for index in range(7)), texts_QH=queries, titles_QH=queries, tasks_QH=queries
+    )
     identity = Adapter(query_HH=np.zeros((4, 4), np.float32), posting_HH=np.zeros((4, 4), np.float32))
     wanted: tuple[Signal, ...] = ("text", "tuned_text", "names", "tuned_names", "words")
     found = signals_of(asked, collection, identity, wanted)
@@ -250,6 +253,39 @@ def test_an_untrained_adapter_tunes_nothing_and_chunks_change_nothing() -> None:
     np.testing.assert_allclose(found[..., 1], found[..., 0], atol=1e-6)
     np.testing.assert_allclose(found[..., 3], found[..., 2], atol=1e-5)
     np.testing.assert_allclose(signals_of(asked, collection, identity, wanted, chunk=2), found, atol=1e-6)
+
+
+def test_a_postings_kin_and_the_profiles_tasks_are_taken_as_a_loop_would() -> None:
+    generator = np.random.default_rng(2)
+    texts, queries, tasks = unit(generator.normal(size=(12, 4))), unit(generator.normal(size=(3, 4))), np.zeros((3, 4))
+    tasks[1] = unit(generator.normal(size=(5, 4))).mean(axis=0)
+    groups = [f"{major}{minor}1{unit_}" for major in (1, 2) for minor in (0, 1) for unit_ in (1, 1, 2)]
+    collection = Collection(
+        keys=tuple("abcdefghijkl"),
+        texts=tuple("abcdefghijkl"),
+        names=tuple(("n",) for _ in range(12)),
+        groups=tuple(groups),
+        texts_NH=texts,
+        names_KH=texts,
+    )
+    asked = Asked(texts=("a", "b", "c"), texts_QH=queries, titles_QH=queries, tasks_QH=tasks.astype(np.float32))
+    wanted: tuple[Signal, ...] = ("tasks", "near", "group", "best_of_group", "minor_group")
+    found = signals_of(asked, collection, None, wanted)
+
+    cosines, between = queries @ texts.T, texts @ texts.T
+    for number in range(12):
+        others = sorted((row for row in range(12) if row != number), key=lambda row: -between[number, row])
+        unit_group = [row for row in range(12) if groups[row] == groups[number]]
+        minor_group = [row for row in range(12) if groups[row][:3] == groups[number][:3]]
+        expected = [
+            tasks @ texts[number],
+            cosines[:, others[:8]].mean(axis=1),
+            cosines[:, unit_group].mean(axis=1),
+            cosines[:, unit_group].max(axis=1),
+            cosines[:, minor_group].mean(axis=1),
+        ]
+        np.testing.assert_allclose(found[:, number], np.transpose(expected), atol=1e-5)
+    assert not found[[0, 2], :, 0].any(), "no tasks, no signal"
 
 
 def test_the_sum_follows_the_signal_that_tells_grades_and_its_logits_rank_alike() -> None:

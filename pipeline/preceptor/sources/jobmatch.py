@@ -89,7 +89,11 @@ def jobmatch(config: JobmatchConfig, *, policy: Path, out: Path, encode: Encoder
         "impressions": impressions,
         "queries": rows_to_table((_query_row(query) for query in queries), QUERIES),
         "documents": rows_to_table(
-            ({"document_key": item.key, "text": item.text, "names": list(item.names)} for item in postings), DOCUMENTS
+            (
+                {"document_key": item.key, "text": item.text, "names": list(item.names), "group": item.group}
+                for item in postings
+            ),
+            DOCUMENTS,
         ),
         "candidates": rows_to_table((_candidate_row(item) for item in candidates), CANDIDATES),
         "judgements": rows_to_table(_judgement_rows(queries), JUDGEMENTS),
@@ -217,6 +221,7 @@ def _query_row(query: Query) -> dict[str, Any]:
         "split": query.occupation.split,
         "text": query.text,
         "query": query.query,
+        "tasks": list(query.tasks),
     }
 
 

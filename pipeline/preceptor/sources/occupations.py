@@ -33,12 +33,14 @@ _PREPARATION: Final = {1: "little or no", 2: "some", 3: "medium", 4: "considerab
 
 @dataclass(frozen=True, kw_only=True)
 class Posting:
-    """An ESCO occupation. `text` is what retrieval reads, `document` what a model is shown, `names` are its titles."""
+    """An ESCO occupation. `text` is what retrieval reads, `document` what a model is shown, `names` are its titles and
+    `group` its ISCO-08 unit group."""
 
     key: str
     text: str
     document: str
     names: tuple[str, ...] = ()
+    group: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +55,7 @@ class Occupation:
     alternate_titles: tuple[str, ...]
     split: str
     grades: Mapping[str, int]
+    tasks: tuple[str, ...] = ()
 
     @property
     def titles(self) -> frozenset[str]:
@@ -69,6 +72,11 @@ class Query:
     query: str
     profile: str
     text: str
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """What its member does: the occupation's tasks, where there is a profile."""
+        return self.occupation.tasks if self.profile else ()
 
 
 def fold(title: str) -> str:
@@ -102,7 +110,7 @@ def read_postings(data: Path) -> tuple[Posting, ...]:
     """Every ESCO occupation of the folder `data` as a posting, in file order."""
     rows = read_source(
         data / POSTINGS_FILE,
-        {"uri": "text", "title": "text", "description": "text", "alt_titles": "list of text"},
+        {"uri": "text", "title": "text", "description": "text", "alt_titles": "list of text", "isco_group": "text"},
     )
     return tuple(
         Posting(
@@ -110,6 +118,7 @@ def read_postings(data: Path) -> tuple[Posting, ...]:
             text=f"{row['title']}. {row['description']}",
             document=posting_document(row["title"], row["description"], row["alt_titles"]),
             names=tuple(_distinct([row["title"], *row["alt_titles"]])),
+            group=row["isco_group"],
         )
         for row in rows
     )
@@ -129,6 +138,7 @@ def read_occupations(data: Path, postings: Sequence[Posting]) -> tuple[Occupatio
             "title": "text",
             "description": "text",
             "job_zone": "integer",
+            "core_tasks": "list of text",
             "reported_titles": "list of text",
             "alternate_titles": "list of text",
         },
@@ -151,6 +161,7 @@ def read_occupations(data: Path, postings: Sequence[Posting]) -> tuple[Occupatio
             reported_titles=tuple(row["reported_titles"]),
             alternate_titles=tuple(row["alternate_titles"]),
             split=splits[row["soc"]],
+            tasks=tuple(row["core_tasks"]),
             grades=grades[row["soc"]],
         )
         for row in sorted(rows, key=lambda row: row["soc"])

@@ -32,6 +32,7 @@ QUERIES: Final = _schema(
     ("split", pa.string(), "train, calibration or holdout"),
     ("text", pa.string(), "what the retrieval baselines search with"),
     ("query", pa.string(), "what was typed: the text without the profile"),
+    ("tasks", pa.list_(pa.string()), "of the profile, one an entry; empty where it has none or there is no profile"),
 )
 
 DOCUMENTS: Final = _schema(
@@ -40,6 +41,7 @@ DOCUMENTS: Final = _schema(
     ("document_key", pa.string(), "ESCO URI"),
     ("text", pa.string(), "title and description, uncut"),
     ("names", pa.list_(pa.string()), "its title and its other titles"),
+    ("group", pa.string(), "its ISCO-08 unit group"),
 )
 
 CANDIDATES: Final = _schema(

@@ -95,8 +95,10 @@ def match_teacher(
         raise InputError(f"{corpus.path / 'queries'}: no judged query of split 'train'. A matching teacher needs some.")
     titles = read_titles(corpus.path, rows, queries)
     collection = embed_collection(documents, encode)
-    row_of, vectors = embed_texts([*(title.text for title in titles), *(query.typed for query in queries)], encode)
-    asked = _asked(queries, row_of, vectors)
+    row_of, vectors = embed_texts(
+        [*(title.text for title in titles), *(text for query in queries for text in query.texts)], encode
+    )
+    asked = to_asked(queries, row_of, vectors)
     signals = np.empty((len(queries), len(documents), len(config.signals)), dtype=np.float32)
     for unseen in folds_of(queries, config.num_folds):
         lessons = to_lessons(without_fold(titles, unseen, queries), row_of)
@@ -146,11 +148,11 @@ def match_scores(
         for query in read_asked(corpus.path, rows, ["train", "calibration", "holdout"])
         if query.group in candidates
     ]
-    row_of, vectors = embed_texts([text for query in queries for text in (query.text, query.typed)], encode)
+    row_of, vectors = embed_texts([text for query in queries for text in query.texts], encode)
     scored, ranked = [], []
     for start in range(0, len(queries), 128):
         part = queries[start : start + 128]
-        scores, logits = matcher.judge(_asked(part, row_of, vectors), [query.described for query in part], collection)
+        scores, logits = matcher.judge(to_asked(part, row_of, vectors), [query.described for query in part], collection)
         for number, query in enumerate(part):
             for pair_id, row in candidates[query.group]:
                 found = logits[number, row].tolist()
@@ -254,11 +256,17 @@ def _adapter(
     )
 
 
-def _asked(queries: Sequence[AskedFor], row_of: Mapping[str, int], vectors: Matrix) -> Asked:
+def to_asked(queries: Sequence[AskedFor], row_of: Mapping[str, int], vectors: Matrix) -> Asked:
+    """`queries` with the embeddings of all their texts; `row_of` maps a text to its row in `vectors`."""
+    tasks_QH = np.zeros((len(queries), vectors.shape[1]), dtype=np.float32)
+    for number, query in enumerate(queries):
+        if query.tasks:
+            tasks_QH[number] = vectors[[row_of[task] for task in query.tasks]].mean(axis=0)
     return Asked(
         texts=tuple(query.text for query in queries),
         texts_QH=vectors[[row_of[query.text] for query in queries]],
         titles_QH=vectors[[row_of[query.typed] for query in queries]],
+        tasks_QH=tasks_QH,
     )
 
 
@@ -292,6 +300,7 @@ def _collection(documents: Sequence[Mapping[str, Any]], *, texts_NH: Matrix, nam
         keys=tuple(document["document_key"] for document in documents),
         texts=tuple(document["text"] for document in documents),
         names=tuple(tuple(document["names"]) for document in documents),
+        groups=tuple(document["group"] for document in documents),
         texts_NH=texts_NH,
         names_KH=names_KH,
     )

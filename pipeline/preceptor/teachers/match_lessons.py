@@ -28,6 +28,12 @@ class AskedFor:
     text: str
     typed: str
     grades: Mapping[int, int]
+    tasks: tuple[str, ...] = ()
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """All that has to be embedded of it."""
+        return self.text, self.typed, *self.tasks
 
     @property
     def described(self) -> bool:
@@ -69,6 +75,7 @@ def read_asked(corpus: Path, rows: Mapping[str, int], splits: Iterable[str]) -> 
             text=query["text"],
             typed=query["query"],
             grades=grades[query["query_id"], query["profile_id"]],
+            tasks=tuple(query["tasks"]),
         )
         for query in read_table(corpus / "queries", QUERIES).to_pylist()
         if query["split"] in wanted

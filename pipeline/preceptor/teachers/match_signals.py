@@ -13,7 +13,12 @@ from typing import Any, Final
 import numpy as np
 
 from preceptor.recipe import Signal
+from preceptor.sources.retrieval import top_k
 from preceptor.teachers.match_adapter import Adapter, Matrix
+
+_NUM_NEAR: Final = 8
+_MINOR_DIGITS: Final = 3
+"""Of an ISCO-08 code: four name a unit group, the first three its minor group."""
 
 _SHARPNESS: Final = 0.05
 """How close to the closest name alone ``names`` is: the temperature of a mean of exponentials."""
@@ -21,11 +26,13 @@ _SHARPNESS: Final = 0.05
 
 @dataclass(frozen=True, kw_only=True)
 class Collection:
-    """The postings: their texts, all their names (each posting's first is its title), and the embeddings of both."""
+    """The postings: their texts, all their names (each posting's first is its title), the embeddings of both, and the
+    unit group of each."""
 
     keys: tuple[str, ...]
     texts: tuple[str, ...]
     names: tuple[tuple[str, ...], ...]
+    groups: tuple[str, ...]
     texts_NH: Matrix
     names_KH: Matrix
 
@@ -41,6 +48,25 @@ class Collection:
         return self.names_KH[self.starts]
 
     @cached_property
+    def near_NH(self) -> Matrix:
+        """For each posting the mean embedding of the texts closest to its own."""
+        closest, _ = top_k(self.texts_NH, self.texts_NH, _NUM_NEAR + 1)
+        found = np.empty_like(self.texts_NH)
+        for row, near in enumerate(closest):
+            found[row] = self.texts_NH[near[near != row][:_NUM_NEAR]].mean(axis=0)
+        return found
+
+    @cached_property
+    def group_NH(self) -> Matrix:
+        """For each posting the mean embedding of the texts of its unit group."""
+        return mean_by(self.groups, self.texts_NH)
+
+    @cached_property
+    def minor_group_NH(self) -> Matrix:
+        """For each posting the mean embedding of the texts of its minor group."""
+        return mean_by([group[:_MINOR_DIGITS] for group in self.groups], self.texts_NH)
+
+    @cached_property
     def words(self) -> tuple[Any, Any]:
         """(vectoriser, TF-IDF weights [N, vocabulary]) of names and texts, words and pairs of words."""
         from sklearn.feature_extraction.text import TfidfVectorizer
@@ -52,12 +78,13 @@ class Collection:
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """Queries: their texts for retrieval (title and, where there is a profile, description), and embeddings of these
-    and of what was typed."""
+    """Queries: their texts for retrieval (title and, where there is a profile, description), embeddings of these and
+    of what was typed, and the mean embedding of the profile's tasks, nought where it has none."""
 
     texts: tuple[str, ...]
     texts_QH: Matrix
     titles_QH: Matrix
+    tasks_QH: Matrix
 
     def rows(self, chosen: Sequence[int]) -> Asked:
         """The same for the `chosen` queries only."""
@@ -65,6 +92,7 @@ class Asked:
             texts=tuple(self.texts[index] for index in chosen),
             texts_QH=self.texts_QH[list(chosen)],
             titles_QH=self.titles_QH[list(chosen)],
+            tasks_QH=self.tasks_QH[list(chosen)],
         )
 
 
@@ -102,6 +130,22 @@ def best_name(cosines_QK: Matrix, starts: Sequence[int]) -> Matrix:
     return np.asarray(np.maximum.reduceat(cosines_QK, starts, axis=1), dtype=np.float32)
 
 
+def mean_by(groups: Sequence[str], vectors_NH: Matrix) -> Matrix:
+    """For each row the mean of the rows of its group, [N, H]."""
+    _, number_N, counts = np.unique(np.asarray(groups), return_inverse=True, return_counts=True)
+    sums = np.zeros((len(counts), vectors_NH.shape[1]), dtype=np.float32)
+    np.add.at(sums, number_N, vectors_NH)
+    return np.asarray((sums / counts[:, None])[number_N], dtype=np.float32)
+
+
+def best_by(groups: Sequence[str], scores_QN: Matrix) -> Matrix:
+    """For each column the largest of the columns of its group, [Q, N]."""
+    _, number_N, counts = np.unique(np.asarray(groups), return_inverse=True, return_counts=True)
+    starts = [0, *np.cumsum(counts)[:-1].tolist()]
+    ordered = scores_QN[:, np.argsort(number_N, kind="stable")]
+    return np.asarray(np.maximum.reduceat(ordered, starts, axis=1)[:, number_N], dtype=np.float32)
+
+
 def _words(asked: Asked, collection: Collection, adapted: _Adapted | None) -> Matrix:
     vectoriser, weights = collection.words
     return np.asarray((vectoriser.transform(asked.texts) @ weights.T).toarray(), dtype=np.float32)
@@ -132,4 +176,9 @@ _MEASURES: Final[dict[Signal, _Measure]] = {
     "tuned_text": _tuned_text,
     "tuned_names": _tuned_names,
     "words": _words,
+    "tasks": lambda asked, all_, _: asked.tasks_QH @ all_.texts_NH.T,
+    "near": lambda asked, all_, _: asked.texts_QH @ all_.near_NH.T,
+    "group": lambda asked, all_, _: asked.texts_QH @ all_.group_NH.T,
+    "best_of_group": lambda asked, all_, _: best_by(all_.groups, asked.texts_QH @ all_.texts_NH.T),
+    "minor_group": lambda asked, all_, _: asked.texts_QH @ all_.minor_group_NH.T,
 }
