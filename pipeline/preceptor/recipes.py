@@ -130,10 +130,10 @@ def demo() -> Recipe:
 def jobmatch() -> Recipe:
     """Real occupations and postings (O*NET, ESCO, their crosswalk); clicks simulated. Reranks MiniLM's candidates.
 
-    The relevance teacher matches texts and names over MiniLM's embeddings and an adapter of them. A language model of
-    135 M parameters, tuned for 13 minutes in its place, stayed under MiniLM's own order (bench/RESULTS.md). The floor
-    is low: 4 of 5 of the candidates that the teacher is calibrated on are not listed in the crosswalk and count as
-    grade 0. A product would ask for far more.
+    The relevance teacher matches texts, names, tasks and a posting's kin over MiniLM's embeddings and an adapter of
+    them. A language model of 135 M parameters, tuned for 13 minutes in its place, stayed under MiniLM's own order
+    (bench/RESULTS.md). The floor is low: 4 of 5 of the candidates that the teacher is calibrated on are not listed in
+    the crosswalk and count as grade 0. A product would ask for far more.
     """
     backbone = BackboneConfig(source="smollm2-135m", num_layers=10, max_prefix_tokens=112, max_document_tokens=112)
     train = TrainConfig(

@@ -1,7 +1,8 @@
-"""The relevance teacher that matches: it compares a query with the texts and names of postings, and scores with that.
+"""The relevance teacher that matches: it compares a query and its profile's tasks with the texts and names of postings
+and of their kin, and scores with that.
 
-It sees what a student is not shown, all names of a posting, and computes in seconds over a whole collection. Like any
-teacher it leaves TEACHER_SCORES: five logits of head 'overall' for each pair, which students learn from.
+It sees what a student is not shown, tasks and all names of a posting, and computes in seconds over a whole collection.
+Like any teacher it leaves TEACHER_SCORES: five logits of head 'overall' for each pair, which students learn from.
 """
 
 from __future__ import annotations
