@@ -7,7 +7,8 @@ ablations in the rest. All have the same steps and batch, and a seed at a time. 
 and measured by the stage `gate` on the run's holdouts: NDCG@10 of the head 'overall' on held-out golden pairs, AUC and
 calibration error of clicks on held-out impressions, what they keep of their teachers, and once more against the
 recipe's own student, all with paired bootstrap intervals over queries. The run's own holdouts are small; ``--queries``
-measures on as many held-out queries of a market of its own instead. What is finished under ``--work`` is not done
+measures on as many held-out queries of a market of its own instead, and ``--pool-queries`` teaches on the pool of a market
+of so many queries. What is finished under ``--work`` is not done
 again. Each measurement opens the sealed holdout, and says so in ``openings.jsonl`` beside it.
 """
 
@@ -25,7 +26,7 @@ from typing import Final
 
 from pyarrow.parquet import ParquetFile
 
-from bench.peers.ground import Ground, Run, own_ground, wide_ground
+from bench.peers.ground import Ground, Pool, Run, own_ground, own_pool, wide_ground, wide_pool
 from bench.peers.lessons import RULES, ablations, seeded, sweep
 from bench.peers.pareto import random_ndcg
 from bench.peers.points import require_known, slug
@@ -60,8 +61,13 @@ def main() -> None:
     )
     parser.add_argument("--steps", type=int, help="of every student (default: the recipe's)")
     parser.add_argument("--seeds", type=int, default=1, help="students of each point (default: 1)")
-    parser.add_argument("--only", nargs="+", metavar="NAME", help="only the points of these names")
+    parser.add_argument(
+        "--only", nargs="*", metavar="NAME", help="only the points of these names; none: the recipe's own"
+    )
     parser.add_argument("--queries", type=int, help="held-out queries of a wider market (default: the run's holdouts)")
+    parser.add_argument(
+        "--pool-queries", type=int, help="queries of a wider market to learn from (default: the run's pool)"
+    )
     parser.add_argument("--bootstrap", type=int, default=1000, help="resamples (default: 1000)")
     parser.add_argument("--quick", action="store_true", help="five points, two steps: does it run at all")
     arguments = parser.parse_args()
@@ -82,18 +88,25 @@ def run_bench(arguments: argparse.Namespace) -> None:
     swept = sweep(own, mixes=arguments.mixes, rules=arguments.mixing)
     least = arguments.least or rare_median(run.record("engagement_scores").path / "scores")
     wanted = {**swept, **ablations(recipe, own, least=least)}
-    names = [name for name in QUICK if name in wanted] if arguments.quick else arguments.only or list(wanted)
+    names = (
+        [name for name in QUICK if name in wanted]
+        if arguments.quick
+        else list(wanted)
+        if arguments.only is None
+        else arguments.only
+    )
     require_known(names, wanted)
     chosen = {OWN: own, **{name: wanted[name] for name in names}}
     kinds: dict[str, Kind] = {name: "sweep" if name in swept else "ablation" for name in names}
     work = arguments.work or arguments.root / ("distill_sweep_quick" if arguments.quick else "distill_sweep")
     num_bootstrap = 50 if arguments.quick else arguments.bootstrap
     with ray_cluster():
-        num_queries = arguments.queries
+        num_queries, num_taught = arguments.queries, arguments.pool_queries
+        pool = wide_pool(run, num_queries=num_taught, work=work) if num_taught else own_pool(run)
         ground = wide_ground(run, num_queries=num_queries, work=work) if num_queries else own_ground(run)
         lists = held_out_lists(ground, work)
         rows = measure(
-            run, ground, chosen, {OWN: "own", **kinds}, work=work, num_seeds=arguments.seeds, num=num_bootstrap
+            run, pool, ground, chosen, {OWN: "own", **kinds}, work=work, num_seeds=arguments.seeds, num=num_bootstrap
         )
     reference = (0.5, random_ndcg(lists))
     print(f"\n{tables(rows, steps=steps, num_seeds=arguments.seeds, reference=reference)}")
@@ -128,6 +141,7 @@ def held_out_lists(ground: Ground, work: Path) -> list[list[int]]:
 
 def measure(
     run: Run,
+    pool: Pool,
     ground: Ground,
     chosen: Mapping[str, DistillConfig],
     kinds: Mapping[str, Kind],
@@ -145,8 +159,8 @@ def measure(
             print(f"[{number}/{len(chosen)}] {name}, seed {config.train.seed + seed} ...", flush=True)
             started_s = time.monotonic()
             finished = run.root / "distill" / run.version if name == OWN and seed == 0 else None
-            taught = teach(run, seeded(config, seed), place=work / slug(name), finished=finished)
-            place = work / slug(name)
+            place = work / slug(name) / pool.name
+            taught = teach(run, pool, seeded(config, seed), place=place, finished=finished)
             scored = score_student(run, ground, taught, place=place / ground.name)
             own += [scored] if name == OWN else []
             values = measured(run, ground, scored, own[seed], place=place / ground.name, num=num)
@@ -170,7 +184,7 @@ def measure(
     return rows
 
 
-def teach(run: Run, config: DistillConfig, *, place: Path, finished: Path | None) -> Record:
+def teach(run: Run, pool: Pool, config: DistillConfig, *, place: Path, finished: Path | None) -> Record:
     """The student of `config`; that of the run itself, in `finished`, where it is the very same work."""
     out = place / "distill" / f"steps{config.train.num_steps}-seed{config.train.seed}"
     # A stage in version `dev` is rebuilt at every call, and would be here.
@@ -179,10 +193,10 @@ def teach(run: Run, config: DistillConfig, *, place: Path, finished: Path | None
         try:
             return distill(
                 config,
-                corpus=run.corpus,
+                corpus=pool.corpus,
                 relevance=run.record("relevance_teacher"),
                 scores={
-                    voice.teacher: stored_scores(voice) if voice.scores else run.record(f"{voice.teacher}_scores")
+                    voice.teacher: stored_scores(voice) if voice.scores else pool.scores[voice.teacher]
                     for voice in config.heard
                 },
                 storage=run.recipe.storage,

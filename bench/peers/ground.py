@@ -1,5 +1,5 @@
-"""What students are measured on: a run's own holdouts, or a wider market's, where an interval tells one per cent from
-none.
+"""What students learn from and are measured on: a run's own pool and holdouts, or those of wider markets, where a
+student has more to learn from and an interval tells one per cent from none.
 
 A wider market's pairs, grades and clicks are constructed by the same synthetic market, from seeds of their own. A
 query's text has the same split in every market (contracts.split_of), so no held-out one was ever trained on.
@@ -8,7 +8,8 @@ query's text has the same split in every market (contracts.split_of), so no held
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Final
@@ -19,11 +20,12 @@ from preceptor.market import market
 from preceptor.market.golden import write_golden
 from preceptor.policy import load_policy
 from preceptor.ranker.score_stage import ScoreConfig, score
-from preceptor.recipe import LinearConfig, MarketConfig, PairSet, Recipe, ScoringConfig
+from preceptor.recipe import LinearConfig, MarketConfig, PairSet, Recipe, TeacherConfig
 from preceptor.record import Record, read_record
 from preceptor.teachers.linear_stage import LinearScores, score_linear
 
 SEED: Final = 4052
+POOL_SEED: Final = 4053
 """Neither the pool's nor the golden set's of any shipped recipe."""
 
 _HELD_OUT: Final = 0.2
@@ -64,6 +66,31 @@ class Ground:
     policy: Path | None
 
 
+@dataclass(frozen=True, kw_only=True)
+class Pool:
+    """A corpus with train pairs, and what each teacher says of them."""
+
+    name: str
+    corpus: Record
+    scores: Mapping[str, Record]
+
+
+def own_pool(run: Run) -> Pool:
+    """The run's own pool."""
+    scores = {teacher: run.record(f"{teacher}_scores") for teacher in ("relevance", "engagement")}
+    return Pool(name="", corpus=run.corpus, scores=scores)
+
+
+def wide_pool(run: Run, *, num_queries: int, work: Path) -> Pool:
+    """The pool of a market of `num_queries`, and what the run's teachers say of it; Ray must be running."""
+    source = require_market(run.recipe)
+    place = work / f"pool_{num_queries}"
+    config = replace(source, num_queries=num_queries, num_requests=0, num_holdout_requests=0, seed=POOL_SEED)
+    corpus = market(config, policy=run.recipe.policy, out=place / "corpus" / "v1")
+    relevance, engagement = said_by_teachers(run, corpus, graded="pool", clicked="pool", place=place)
+    return Pool(name=place.name, corpus=corpus, scores={"relevance": relevance, "engagement": engagement})
+
+
 def own_ground(run: Run) -> Ground:
     """The run's own holdouts, as its gate knows them."""
     return Ground(
@@ -78,29 +105,28 @@ def own_ground(run: Run) -> Ground:
 def wide_ground(run: Run, *, num_queries: int, work: Path) -> Ground:
     """A market with about `num_queries` held out, and what the run's teachers say of it; Ray must be running."""
     corpus, policy = wide_market(run.recipe, num_queries=num_queries, work=work)
-    relevance, engagement = run.recipe.relevance, run.recipe.engagement
-    assert relevance is not None and engagement is not None
-    golden: tuple[PairSet, ...] = ("golden holdout",)
-    shown: tuple[PairSet, ...] = ("shown holdout",)
     place = corpus.path.parent.parent
-    scoring = getattr(relevance, "scoring", ScoringConfig())
-    graded = ScoreConfig(system="relevance", sets=golden, scoring=scoring)
+    relevance, engagement = said_by_teachers(run, corpus, graded="golden holdout", clicked="shown holdout", place=place)
+    return Ground(name=place.name, corpus=corpus, relevance=relevance, engagement=engagement, policy=policy)
+
+
+def said_by_teachers(
+    run: Run, corpus: Record, *, graded: PairSet, clicked: PairSet, place: Path
+) -> tuple[Record, Record]:
+    """(relevance, engagement): the logits of the run's teachers, each on a set of `corpus`' pairs."""
+    relevance, engagement = run.recipe.relevance, run.recipe.engagement
+    assert isinstance(relevance, TeacherConfig) and engagement is not None
     teacher = run.record("engagement_teacher")
     out = place / "engagement_scores" / run.version
     if isinstance(engagement, LinearConfig):
-        clicked = score_linear(LinearScores(system="engagement", sets=shown), corpus=corpus, model=teacher, out=out)
+        of_clicks = LinearScores(system="engagement", sets=(clicked,))
+        clicks = score_linear(of_clicks, corpus=corpus, model=teacher, out=out)
     else:
-        wanted = ScoreConfig(system="engagement", sets=shown, scoring=engagement.scoring)
-        clicked = score(wanted, corpus=corpus, model=teacher, out=out)
-    return Ground(
-        name=place.name,
-        corpus=corpus,
-        relevance=score(
-            graded, corpus=corpus, model=run.record("relevance_teacher"), out=place / "relevance_scores" / run.version
-        ),
-        engagement=clicked,
-        policy=policy,
-    )
+        of_pairs = ScoreConfig(system="engagement", sets=(clicked,), scoring=engagement.scoring)
+        clicks = score(of_pairs, corpus=corpus, model=teacher, out=out)
+    of_grades = ScoreConfig(system="relevance", sets=(graded,), scoring=relevance.scoring)
+    out = place / "relevance_scores" / run.version
+    return score(of_grades, corpus=corpus, model=run.record("relevance_teacher"), out=out), clicks
 
 
 def wide_market(recipe: Recipe, *, num_queries: int, work: Path) -> tuple[Record, Path]:
@@ -108,8 +134,7 @@ def wide_market(recipe: Recipe, *, num_queries: int, work: Path) -> tuple[Record
 
     Both lie under `work`; what is finished there is not done again. InputError for a recipe of another source.
     """
-    if not isinstance(recipe.source, MarketConfig):
-        raise InputError(f"recipe {recipe.name}: only the synthetic market can be made wider. Leave --queries out.")
+    require_market(recipe)
     place = work / f"wide_{num_queries}"
     corpus, policy = place / "corpus" / "v1", place / "policy"
     drawn = round(num_queries / _HELD_OUT)
@@ -128,3 +153,10 @@ def wide_market(recipe: Recipe, *, num_queries: int, work: Path) -> tuple[Record
         seed=SEED,
     )
     return market(config, policy=policy, out=corpus), policy
+
+
+def require_market(recipe: Recipe) -> MarketConfig:
+    """The recipe's market; InputError for a recipe of another source."""
+    if not isinstance(recipe.source, MarketConfig):
+        raise InputError(f"recipe {recipe.name}: only the synthetic market can be made wider. Leave --queries out.")
+    return recipe.source

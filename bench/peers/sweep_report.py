@@ -72,7 +72,7 @@ def tables(rows: Sequence[Row], *, steps: int, num_seeds: int, reference: Point)
     lines = ["\n".join(head)]
     for kind in ("sweep", "ablation"):
         told = [row for row in rows if row.kind in ("own", kind)]
-        if len(told) > 1:
+        if len(told) > 1 or (kind == "sweep" and len(rows) == 1):
             lines.append("\n".join([*_heading(), *(_cells(row, on_front) for row in told)]))
     return "\n\n".join(lines)
 
