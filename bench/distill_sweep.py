@@ -6,10 +6,10 @@ Every point is a student distilled from the run's own stored scores with one thi
 ablations in the rest. All have the same steps and batch, and a seed at a time. Students are scored by the stage `score`
 and measured by the stage `gate` on the run's holdouts: NDCG@10 of the head 'overall' on held-out golden pairs, AUC and
 calibration error of clicks on held-out impressions, what they keep of their teachers, and once more against the
-recipe's own student, all with paired bootstrap intervals over queries. The run's own holdouts are small; ``--queries``
-measures on as many held-out queries of a market of its own instead, and ``--pool-queries`` teaches on the pool of a market
-of so many queries. What is finished under ``--work`` is not done
-again. Each measurement opens the sealed holdout, and says so in ``openings.jsonl`` beside it.
+recipe's own student, all with paired bootstrap intervals over queries. The run's own pool and holdouts are small:
+``--pool-queries`` teaches on the pool of a market of so many queries instead, ``--queries`` measures on as many held-out
+queries of another. What is finished under ``--work`` is not done again. Each measurement opens the sealed holdout, and
+says so in ``openings.jsonl`` beside it.
 """
 
 from __future__ import annotations
