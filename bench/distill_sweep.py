@@ -7,9 +7,9 @@ ablations in the rest. All have the same steps and batch, and a seed at a time. 
 and measured by the stage `gate` on the run's holdouts: NDCG@10 of the head 'overall' on held-out golden pairs, AUC and
 calibration error of clicks on held-out impressions, what they keep of their teachers, and once more against the
 recipe's own student, all with paired bootstrap intervals over queries. The run's own pool and holdouts are small:
-``--pool-queries`` teaches on the pool of a market of so many queries instead, ``--queries`` measures on as many held-out
-queries of another. What is finished under ``--work`` is not done again. Each measurement opens the sealed holdout, and
-says so in ``openings.jsonl`` beside it.
+``--pool-queries`` teaches on the pool of a market of so many queries instead, ``--queries`` measures on so many of
+another that are held out. What is finished under ``--work`` is not done again. Each measurement opens the sealed
+holdout, and says so in ``openings.jsonl`` beside it.
 """
 
 from __future__ import annotations
