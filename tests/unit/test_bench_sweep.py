@@ -211,6 +211,12 @@ def test_tables_tell_the_front_of_the_sweep_and_both_calibrations() -> None:
     assert len(counts) == 1, "every row has the columns of the heading"
 
 
+def test_the_recipes_own_student_alone_has_its_table_and_its_row() -> None:
+    text = tables(ROWS[:1], steps=90, num_seeds=1, reference=REFERENCE)
+    assert sum(line.startswith(f"| {OWN} |") for line in text.splitlines()) == 1
+    assert summary(ROWS[:1], command="x", reference=REFERENCE).endswith(" |")
+
+
 def test_several_seeds_show_their_spread() -> None:
     twice = replace(ROWS[0], seeds=((0.59, 0.68), (0.61, 0.72)))
     text = tables([twice, ROWS[1]], steps=90, num_seeds=2, reference=REFERENCE)
