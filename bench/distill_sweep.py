@@ -8,8 +8,9 @@ and measured by the stage `gate` on the run's holdouts: NDCG@10 of the head 'ove
 calibration error of clicks on held-out impressions, what they keep of their teachers, and once more against the
 recipe's own student, all with paired bootstrap intervals over queries. The run's own pool and holdouts are small:
 ``--pool-queries`` teaches on the pool of a market of so many queries instead, ``--queries`` measures on so many of
-another that are held out. What is finished under ``--work`` is not done again. Each measurement opens the sealed
-holdout, and says so in ``openings.jsonl`` beside it.
+another that are held out. With ``--steps`` and ``--layers`` the recipe's own is its student with so many of them.
+What is finished under ``--work`` is not done again. Each measurement opens the sealed holdout, and says so in
+``openings.jsonl`` beside it.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from typing import Final
 from pyarrow.parquet import ParquetFile
 
 from bench.peers.ground import Ground, Pool, Run, own_ground, own_pool, wide_ground, wide_pool
-from bench.peers.lessons import RULES, ablations, seeded, sweep
+from bench.peers.lessons import RULES, ablations, seeded, sweep, with_layers
 from bench.peers.pareto import random_ndcg
 from bench.peers.points import require_known, slug
 from bench.peers.sweep_report import AUC, CHANGE, KEPT, NDCG, OWN, Kind, Row, Values, averaged, plot, summary, tables
@@ -60,6 +61,7 @@ def main() -> None:
         "--least", type=float, help="of the mask, where the recipe has none (default: the rarest action's median)"
     )
     parser.add_argument("--steps", type=int, help="of every student (default: the recipe's)")
+    parser.add_argument("--layers", type=int, help="of every student (default: the recipe's)")
     parser.add_argument("--seeds", type=int, default=1, help="students of each point (default: 1)")
     parser.add_argument(
         "--only", nargs="*", metavar="NAME", help="only the points of these names; none: the recipe's own"
@@ -85,6 +87,8 @@ def run_bench(arguments: argparse.Namespace) -> None:
     run = Run(recipe=recipe, root=arguments.root, version=arguments.version)
     steps = 2 if arguments.quick else arguments.steps or recipe.distill.train.num_steps
     own = replace(recipe.distill, train=replace(recipe.distill.train, num_steps=steps))
+    if arguments.layers is not None:
+        own = with_layers(own, arguments.layers)
     swept = sweep(own, mixes=arguments.mixes, rules=arguments.mixing)
     least = arguments.least or rare_median(run.record("engagement_scores").path / "scores")
     wanted = {**swept, **ablations(recipe, own, least=least)}

@@ -84,7 +84,7 @@ def main() -> None:
     for name in arguments.variants:
         wanted = replace(VARIANTS[name], num_steps=3) if arguments.quick else VARIANTS[name]
         folder = arguments.out / name.replace(",", "").replace(" ", "_") / ("quick" if arguments.quick else "v1")
-        # Each variant embeds anew what it reads, so that its time is its own; the first one's is the budget.
+        # The teacher embeds anew what it reads: its time is the cross-encoder's budget.
         fresh = Memory() if name == "teacher" and not arguments.quick else memory
         record = match_teacher(wanted, policy=POLICY_DIR, corpus=corpus, encode=fresh.encode, out=folder)
         spent[name] = record.cost["wall_s"]

@@ -64,6 +64,13 @@ def ablations(recipe: Recipe, config: DistillConfig, *, least: float) -> dict[st
     return _others(config, found)
 
 
+def with_layers(config: DistillConfig, num_layers: int) -> DistillConfig:
+    """`config` with a student of the lowest `num_layers` layers of what it starts from."""
+    if config.backbone is None:
+        return replace(config, num_layers=num_layers)
+    return replace(config, backbone=replace(config.backbone, num_layers=num_layers))
+
+
 def seeded(config: DistillConfig, number: int) -> DistillConfig:
     """`config` with the `number`-th seed, 0 being its own."""
     return replace(config, train=replace(config.train, seed=config.train.seed + number))

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from bench.distill_sweep import rare_median
-from bench.peers.lessons import LISTWISE, RULES, ablations, seeded, sweep
+from bench.peers.lessons import LISTWISE, RULES, ablations, seeded, sweep, with_layers
 from bench.peers.pareto import Point, dominates, front, hypervolume, random_ndcg, widest
 from bench.peers.sweep_report import AUC, CHANGE, KEPT, NDCG, OWN, Kind, Row, averaged, plot, summary, tables
 from preceptor.contracts import TEACHER_SCORES, rows_to_table, write_table
@@ -121,6 +121,14 @@ def test_the_own_mix_is_no_point_of_the_sweep() -> None:
     assert list(found) == ["mix 0.6 : 0.4", "mixing uncertainty"] and changed(moved, found["mix 0.6 : 0.4"]) == {
         "mixing"
     }
+
+
+@pytest.mark.parametrize("name", ["demo", "jobmatch"])
+def test_a_student_of_other_layers_differs_in_them_alone(name: str) -> None:
+    config = lesson(SHIPPED[name]())
+    thinner = with_layers(config, 2)
+    assert changed(config, thinner) == ({"backbone"} if config.backbone else {"num_layers"})
+    assert (thinner.num_layers if thinner.backbone is None else thinner.backbone.num_layers) == 2
 
 
 def test_what_a_lesson_has_is_left_out_of_it() -> None:
