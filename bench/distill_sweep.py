@@ -190,7 +190,7 @@ def measure(
 
 def teach(run: Run, pool: Pool, config: DistillConfig, *, place: Path, finished: Path | None) -> Record:
     """The student of `config`; that of the run itself, in `finished`, where it is the very same work."""
-    out = place / "distill" / f"steps{config.train.num_steps}-seed{config.train.seed}"
+    out = place / "distill" / f"{shape(config)}-seed{config.train.seed}"
     # A stage in version `dev` is rebuilt at every call, and would be here.
     known = [finished] if finished is not None and finished.name != DEV and read_record(finished) is not None else []
     for directory in (*known, out):
@@ -212,6 +212,12 @@ def teach(run: Run, pool: Pool, config: DistillConfig, *, place: Path, finished:
     raise AssertionError("the last directory either gives a record or raises")
 
 
+def shape(config: DistillConfig) -> str:
+    """How long and how deep a student learns, as a name of folders."""
+    layers = config.num_layers if config.backbone is None else config.backbone.num_layers
+    return f"steps{config.train.num_steps}-layers{layers or 'all'}"
+
+
 def count_targets(student: Record) -> int:
     """How many heads of pairs it was told something of."""
     files = parquet_files(student.path / "training" / "examples")
@@ -220,11 +226,9 @@ def count_targets(student: Record) -> int:
 
 def score_student(run: Run, ground: Ground, student: Record, *, place: Path) -> Record:
     """Its logits on both holdouts of the ground."""
-    config = student.config["train"]
     assert run.recipe.distill is not None
     wanted = ScoreConfig(system="student", sets=("golden holdout", "shown holdout"), scoring=run.recipe.distill.scoring)
-    out = place / "scores" / f"steps{config['num_steps']}-seed{config['seed']}"
-    return score(wanted, corpus=ground.corpus, model=student, out=out)
+    return score(wanted, corpus=ground.corpus, model=student, out=place / "scores" / student.version)
 
 
 def measured(run: Run, ground: Ground, student: Record, own: Record, *, place: Path, num: int) -> Values:

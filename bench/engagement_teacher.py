@@ -65,7 +65,7 @@ def main() -> None:
     arguments = parser.parse_args()
     started_s = time.monotonic()
     if arguments.headlines is not None:
-        from bench.headline_teachers import headline_table
+        from bench.peers.headline_teachers import headline_table
 
         headline_table(arguments.headlines, dev=arguments.dev, quick=arguments.quick)
     else:

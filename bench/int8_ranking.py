@@ -19,11 +19,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from bench.peers.held_out import documents_per_s, held_out_rows
+from bench.peers.held_out import documents_per_s, held_out_rows, sealed_by
 from bench.peers.sweep_report import percent
 from bench.prune_curve import change
 from preceptor.evaluation.metrics import gain, ndcg_at
 from preceptor.ranker.batches import group_requests
+from preceptor.recipes import find_recipe
 from preceptor.record import read_record
 from preceptor_serve.engine.engine import Engine
 from preceptor_serve.engine.gate import RankedRequest, RankingGap, probe_requests, ranking_gap
@@ -34,6 +35,7 @@ from preceptor_serve.engine.options import EngineOptions
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--root", type=Path, default=Path("runs/demo"), help="a finished run (default: runs/demo)")
+    parser.add_argument("--recipe", default="demo", help="its recipe (default: demo)")
     parser.add_argument("--version", default="v1", help="its version (default: v1)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of the speed measurement (default: 5)")
     parser.add_argument("--bootstrap", type=int, default=2000, help="resamples (default: 2000)")
@@ -41,7 +43,8 @@ def main() -> None:
     corpus, exported = (read_record(arguments.root / name / arguments.version) for name in ("corpus", "export"))
     if corpus is None or exported is None:
         raise SystemExit(f"{arguments.root}: no finished bundle of version {arguments.version}. Run its recipe first.")
-    lists = held_out_lists(corpus.path / "golden")
+    policy = sealed_by(find_recipe(arguments.recipe))
+    lists = held_out_lists(corpus.path / "golden", policy=policy, log=arguments.root / "openings.jsonl")
     requests = [request for request, _, _ in lists]
     reader, weights = load_parts(exported.path / "bundle")
     options = EngineOptions(
@@ -65,9 +68,9 @@ def main() -> None:
         print(", ".join(f"{name} {documents:,.0f} documents/s" for name, documents in speeds.items()))
 
 
-def held_out_lists(golden: Path) -> list[tuple[RankedRequest, str, list[int]]]:
+def held_out_lists(golden: Path, *, policy: Path | None, log: Path) -> list[tuple[RankedRequest, str, list[int]]]:
     """Each held-out (query, profile) list with a positive grade: its request, its query's id, its grades."""
-    rows = held_out_rows(golden)
+    rows = held_out_rows(golden, policy=policy, log=log, why="int8 beside bfloat16")
     row_of = {row["pair_id"]: row for row in rows}
     found = []
     for request, pair_ids in group_requests(rows):

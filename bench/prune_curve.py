@@ -23,11 +23,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.peers.ground import wide_market
-from bench.peers.held_out import documents_per_s, held_out_rows
+from bench.peers.held_out import documents_per_s, held_out_rows, sealed_by
 from bench.peers.points import require_known, slug
 from bench.peers.sweep_report import percent
 from preceptor.bundle import Reader
 from preceptor.contracts import OVERALL
+from preceptor.errors import InputError, PreceptorError
 from preceptor.evaluation.holdout import expected_gain
 from preceptor.evaluation.metrics import Interval, bootstrap, ndcg_at
 from preceptor.local_ray import ray_cluster
@@ -116,6 +117,14 @@ def main() -> None:
     parser.add_argument("--bootstrap", type=int, default=2000, help="resamples (default: 2000)")
     parser.add_argument("--quick", action="store_true", help="three points, three steps, one round: does it run at all")
     arguments = parser.parse_args()
+    try:
+        run_bench(arguments)
+    except PreceptorError as error:
+        raise SystemExit(str(error)) from error
+
+
+def run_bench(arguments: argparse.Namespace) -> None:
+    """Cut, recover and measure what the arguments ask for, print the table and draw the plot."""
     recipe = find_recipe(arguments.recipe)
     lesson = recipe.distill
     student, corpus = (read_record(arguments.root / name / arguments.version) for name in ("distill", "corpus"))
@@ -129,13 +138,18 @@ def main() -> None:
     names = ["mlp 50 %", "groups 1/3", "vocabulary"] if arguments.quick else arguments.only or list(wanted)
     require_known(names, wanted)
     chosen = {name: wanted[name] for name in names if possible(ranker, wanted[name])}
+    if not chosen:
+        raise InputError(f"{', '.join(names)}: this student has only one of what is cut there. Choose other points.")
     work = arguments.work or arguments.root / ("prune_curve_quick" if arguments.quick else "prune_curve")
+    policy = sealed_by(recipe)
     if arguments.queries:
         with ray_cluster():
-            corpus, _ = wide_market(recipe, num_queries=arguments.queries, work=work)
+            corpus, policy = wide_market(recipe, num_queries=arguments.queries, work=work)
+    golden = corpus.path / "golden"
+    held_out = held_out_rows(golden, policy=policy, log=work / "openings.jsonl", why="students before and after a cut")
     students = make_students(chosen, lesson, student, work=work, recipe=recipe)
     num_bootstrap, rounds = (100, 1) if arguments.quick else (arguments.bootstrap, arguments.rounds)
-    rows = measure(students, corpus, recipe, num_bootstrap=num_bootstrap, rounds=rounds)
+    rows = measure(students, held_out, recipe, num_bootstrap=num_bootstrap, rounds=rounds)
     print(table(rows, steps=steps, num_pairs=pairs))
     print(f"\nplot: {plot(rows, work / 'prune_curve.png')}")
 
@@ -157,7 +171,12 @@ def make_students(
     made = [Student(name=UNPRUNED, model=student.path / "model")]
     with ray_cluster():
         control = recover(
-            replace(some, num_rounds=1), lesson, student=student, pruned=whole, out=place(work, CONTROL, "recover")
+            replace(some, num_rounds=1),
+            lesson,
+            student=student,
+            pruned=whole,
+            storage=recipe.storage,
+            out=place(work, CONTROL, "recover"),
         )
         made.append(Student(name=CONTROL, model=control.path / "model"))
         for name, config in chosen.items():
@@ -187,10 +206,14 @@ def place(work: Path, name: str, stage: str) -> Path:
 
 
 def measure(
-    students: Sequence[Student], corpus: Record, recipe: Recipe, *, num_bootstrap: int, rounds: int
+    students: Sequence[Student],
+    held_out: Sequence[dict[str, Any]],
+    recipe: Recipe,
+    *,
+    num_bootstrap: int,
+    rounds: int,
 ) -> list[Row]:
-    """A row for each student, the unpruned one first."""
-    held_out = held_out_rows(corpus.path / "golden")
+    """A row for each student, the unpruned one first, on the GOLDEN rows `held_out`."""
     print(f"{len(held_out)} held-out pairs ...", flush=True)
     found = {student.name: list_ndcg(student.model, held_out) for student in students}
     before = {student.name: list_ndcg(student.cut, held_out) for student in students if student.cut is not None}

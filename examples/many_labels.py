@@ -7,7 +7,7 @@ all the same, to show the machinery at work (about 20 minutes of labelling on tw
         preceptor run examples/many_labels.py:zero_shot --root runs/zero_shot --only $stage
     done
 
-Tuned on golden, with a grade head for each dimension, as in the demo (5 minutes in all on two cores):
+Tuned on golden, with a grade head for each dimension, as in the demo (6 to 12 minutes in all on two cores):
 
     for stage in corpus relevance_teacher relevance_scores calibrate label; do
         preceptor run examples/many_labels.py:tuned --root runs/tuned --only $stage

@@ -1,4 +1,4 @@
-"""Prune a student and let it recover, on the recipe `tiny`: half its neurons, and the embedding rows nothing reads.
+"""Prune a student and let it recover, on the recipe `tiny`: half its neurons and heads, and unread embedding rows.
 
 ``preceptor run examples/prune_a_student.py:recipe`` runs it, in about a minute, into ``runs/tiny-pruned/``; the bundle
 in ``export/v1/bundle`` is the pruned one. Its weights are random: it shows the path, not what pruning costs.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,37 +15,39 @@ from preceptor.precision import computed_in
 MAX_TOKENS = 160
 DOCUMENTS_PER_QUERY = 12
 QUERIES_PER_STEP = 2
+_NOTHING = -1e4
 
 
 def pair_text(names: Sequence[str], text: str) -> str:
-    """What a cross-encoder reads of a posting: all the matching teacher reads, the description before the names."""
+    """What a cross-encoder reads of a posting, as far as MAX_TOKENS go: its text, then its other names."""
     return f"{text} Also called: {'; '.join(names[1:])}" if len(names) > 1 else text
 
 
-class Stop:
-    """Ends a Trainer after `seconds`: a callback made late, so that transformers is imported only where it runs."""
+def labels(gains: Sequence[float]) -> list[float]:
+    """Labels of which ListNetLoss makes the gains' shares: it takes their softmax."""
+    return [math.log(gain) if gain > 0 else _NOTHING for gain in gains]
 
-    @staticmethod
-    def after(seconds: float) -> Any:
-        """The callback."""
-        from transformers import TrainerCallback
 
-        class _Stop(TrainerCallback):
-            started = 0.0
+def stop_after(seconds: float) -> Any:
+    """A callback that ends a Trainer after `seconds`; made late, so that only what runs it imports transformers."""
+    from transformers import TrainerCallback
 
-            def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-                self.started = time.monotonic()
+    class _Stop(TrainerCallback):
+        started = 0.0
 
-            def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-                control.should_training_stop = time.monotonic() - self.started > seconds
+        def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            self.started = time.monotonic()
 
-        return _Stop()
+        def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            control.should_training_stop = time.monotonic() - self.started > seconds
+
+    return _Stop()
 
 
 def tune(lists: Sequence[Mapping[str, Any]], *, backbone: Path, seconds: float, out: Path, seed: int = 17) -> Any:
     """A CrossEncoder of one label, started from `backbone` and tuned by ListNet on `lists` for `seconds`.
 
-    A list is {query, docs, labels}: labels are gains.
+    A list is {query, docs, labels}, the labels those of `labels`.
     """
     from datasets import Dataset
     from sentence_transformers.cross_encoder import (
@@ -75,7 +78,7 @@ def tune(lists: Sequence[Mapping[str, Any]], *, backbone: Path, seconds: float, 
         args=arguments,
         train_dataset=Dataset.from_list([dict(item) for item in lists]),
         loss=ListNetLoss(model),
-        callbacks=[Stop.after(seconds)],
+        callbacks=[stop_after(seconds)],
     )
     trainer.train()
     print(f"cross-encoder: {trainer.state.global_step} steps of {QUERIES_PER_STEP} lists", flush=True)

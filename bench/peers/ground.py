@@ -14,6 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final
 
+from bench.peers.held_out import sealed_by
 from preceptor.errors import InputError
 from preceptor.golden.census import refresh
 from preceptor.market import market
@@ -84,7 +85,7 @@ def own_pool(run: Run) -> Pool:
 def wide_pool(run: Run, *, num_queries: int, work: Path) -> Pool:
     """The pool of a market of `num_queries`, and what the run's teachers say of it; Ray must be running."""
     source = require_market(run.recipe)
-    place = work / f"pool_{num_queries}"
+    place = work / f"pool_{num_queries}_{load_policy(run.recipe.policy).version.rpartition('+')[2]}"
     config = replace(source, num_queries=num_queries, num_requests=0, num_holdout_requests=0, seed=POOL_SEED)
     corpus = market(config, policy=run.recipe.policy, out=place / "corpus" / "v1")
     relevance, engagement = said_by_teachers(run, corpus, graded="pool", clicked="pool", place=place)
@@ -98,7 +99,7 @@ def own_ground(run: Run) -> Ground:
         corpus=run.corpus,
         relevance=run.record("relevance_scores"),
         engagement=run.record("engagement_scores"),
-        policy=run.recipe.policy if isinstance(run.recipe.source, MarketConfig) else None,
+        policy=sealed_by(run.recipe),
     )
 
 
@@ -135,7 +136,7 @@ def wide_market(recipe: Recipe, *, num_queries: int, work: Path) -> tuple[Record
     Both lie under `work`; what is finished there is not done again. InputError for a recipe of another source.
     """
     require_market(recipe)
-    place = work / f"wide_{num_queries}"
+    place = work / f"wide_{num_queries}_{load_policy(recipe.policy).version.rpartition('+')[2]}"
     corpus, policy = place / "corpus" / "v1", place / "policy"
     drawn = round(num_queries / _HELD_OUT)
     if read_record(corpus) is None:

@@ -10,17 +10,27 @@ from typing import Any
 
 import pyarrow.compute as pc
 
-from preceptor.contracts import GOLDEN, OVERALL, read_table
+from preceptor.contracts import OVERALL
 from preceptor.errors import InputError
+from preceptor.golden.opener import open_holdout
 from preceptor.ranker.batches import Request
+from preceptor.recipe import MarketConfig, Recipe
 from preceptor_serve.engine.engine import Engine
 from preceptor_serve.engine.gate import RankedRequest
 
 
-def held_out_rows(golden: Path) -> list[dict[str, Any]]:
-    """GOLDEN rows of the split holdout and the dimension 'overall'; InputError where there are none."""
-    table = read_table(golden, GOLDEN)
-    rows = table.filter(pc.and_(pc.equal(table["split"], "holdout"), pc.equal(table["dimension"], OVERALL))).to_pylist()
+def sealed_by(recipe: Recipe) -> Path | None:
+    """The folder that sealed the golden of `recipe`'s own runs; None where it is a source's, which has no seal."""
+    return recipe.policy if isinstance(recipe.source, MarketConfig) else None
+
+
+def held_out_rows(golden: Path, *, policy: Path | None, log: Path, why: str) -> list[dict[str, Any]]:
+    """GOLDEN rows of the sealed holdout and the dimension 'overall', opened as `open_holdout` does.
+
+    InputError where there are none.
+    """
+    table = open_holdout(golden, policy=policy, log=log, why=why)
+    rows: list[dict[str, Any]] = table.filter(pc.equal(table["dimension"], OVERALL)).to_pylist()
     if not rows:
         raise InputError(f"{golden}: no held-out pair. Measure on a source that has some.")
     return rows

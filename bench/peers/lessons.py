@@ -65,7 +65,7 @@ def ablations(recipe: Recipe, config: DistillConfig, *, least: float) -> dict[st
 
 
 def with_layers(config: DistillConfig, num_layers: int) -> DistillConfig:
-    """`config` with a student of the lowest `num_layers` layers of what it starts from."""
+    """`config` with a student of `num_layers` layers: of its teacher's, spaced evenly, or its backbone's lowest."""
     if config.backbone is None:
         return replace(config, num_layers=num_layers)
     return replace(config, backbone=replace(config.backbone, num_layers=num_layers))

@@ -244,16 +244,14 @@ def load_reader(path: Path, config: Mapping[str, Any]) -> Reader:
 
 def open_reader(path: Path) -> Reader:
     """The bundle at `path` without its weights; InputError where it is missing or damaged."""
-    file = path / "config.json"
     describe(path)
     try:
-        config = json.loads(file.read_text())
-        return load_reader(path, config)
+        return load_reader(path, json.loads((path / "config.json").read_text()))
     except InputError:
         raise
     except Exception as error:  # tokenizers raise types of their own on a damaged file.
         reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise InputError(f"{file}: not readable ({reason}). The bundle is damaged; export it again.") from error
+        raise InputError(f"{path}: not readable ({reason}). The bundle is damaged; export it again.") from error
 
 
 def _require_one_model(path: Path, described: Mapping[str, Any], heads: Sequence[Head], trained: str | None) -> None:

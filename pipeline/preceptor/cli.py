@@ -38,7 +38,8 @@ examples:
   preceptor serve --bundle runs/demo/export/v1/bundle
   preceptor keys add recommender --file keys.json
   preceptor serve --bundle runs/demo/export/v1/bundle --host 0.0.0.0 --keys keys.json
-  preceptor feedback join --served log --events clicks.jsonl --propensities estimate --root runs/demo
+  preceptor feedback join --served log --texts log-texts --events clicks.jsonl --propensities estimate \\
+    --late-after-s 86400 --root runs/live
   preceptor policy lint policy/job_match
   preceptor policy diff HEAD:policy/job_match policy/job_match --root runs/demo
   preceptor workbench demo --root runs/demo            decide about disagreements at http://127.0.0.1:8100
@@ -120,6 +121,7 @@ def _add_run(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", metavar="STAGE", help="run this stage alone, on finished inputs")
     parser.add_argument("--from", dest="start", metavar="STAGE", help="run from this stage on")
     parser.add_argument("--dry-run", action="store_true", help="print the plan, run nothing")
+    parser.add_argument("--storage", metavar="PATH", help="where training keeps its checkpoints: a path or s3://...")
     parser.add_argument("--base", metavar="VERSION", help="take from this version what it finished in the same way")
     parser.add_argument("--serve-examples", action="store_true", help="then score three pairs over HTTP")
     parser.set_defaults(run=_run)
@@ -243,7 +245,7 @@ def _run(arguments: argparse.Namespace) -> int:
     from preceptor.running import dry_run, run_steps, watching
 
     recipe = _recipe(arguments)
-    recipe = replace(recipe, base=arguments.base or recipe.base)
+    recipe = replace(recipe, base=arguments.base or recipe.base, storage=arguments.storage or recipe.storage)
     root = _root(arguments, recipe)
     if arguments.dry_run:
         steps = choose(make_plan(recipe), only=arguments.only, start=arguments.start)
@@ -350,6 +352,8 @@ def _recipe(arguments: argparse.Namespace) -> Recipe:
         kind=arguments.judge,
         base_url=arguments.base_url,
         model=arguments.judge_model or recipe.judge.model,
+        # A judge that labels is measured on as many pairs as a teacher that does: few say nothing of a floor.
+        num_calibration_pairs=max(recipe.judge.num_calibration_pairs, recipe.num_tuned_pairs),
     )
     return replace(recipe, judge=judge, labeller="judge")
 

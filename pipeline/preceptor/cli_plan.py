@@ -25,7 +25,7 @@ def _whole(text: str) -> int:
 _PLAN_OPTIONS: Final[dict[str, dict[str, tuple[Callable[[str], float], str]]]] = {
     "prompts": {
         "policy-tokens": (_whole, "tokens of the policy (the recipe's, counted by words)"),
-        "pair-tokens": (_whole, "tokens of a pair, on average (100, the synthetic market's)"),
+        "pair-tokens": (_whole, "tokens of a pair, on average (117, the synthetic market's)"),
         "question-tokens": (_whole, "tokens of a dimension's question (the policy's, counted by words)"),
         "generated-tokens": (_whole, "tokens of an answer (1; more where the judge gives reasons)"),
         "cached-share": (float, "measured share of prompt tokens found in the prefix cache (what is possible)"),

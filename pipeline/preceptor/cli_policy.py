@@ -12,7 +12,7 @@ from preceptor.recipe import POLICY_DIR
 _DIFF_EPILOG: Final = """\
 examples:
   preceptor policy diff HEAD:policy/job_match policy/job_match              what is not committed yet
-  preceptor policy diff v1.0.0:policy/job_match policy/job_match --root runs/demo
+  preceptor policy diff HEAD~1:policy/job_match policy/job_match --root runs/demo
   preceptor policy diff old/job_match policy/job_match --json
 """
 

@@ -174,7 +174,9 @@ def label_dry_run(recipe: Recipe, *, root: Path) -> str:
 
     corpus = read_record(root / "corpus" / recipe.version)
     if corpus is None:
-        raise InputError(f"{root / 'corpus' / recipe.version}: no finished corpus. Run `--only corpus` first.")
+        raise InputError(
+            f"{root / 'corpus' / recipe.version}: no finished corpus. Run `preceptor run RECIPE --only corpus` first."
+        )
     judge = open_judge(recipe.judge, load_policy(recipe.policy), teacher=None, model=None)
     out = root / "label" / recipe.version
     found = label_forecast(judge, policy=recipe.policy, corpus=corpus, out=out)

@@ -50,7 +50,7 @@ def strict():
 
 def few_pairs():
     recipe = tiny()
-    return replace(recipe, judge=replace(recipe.judge, num_calibration_pairs=10))
+    return replace(recipe, judge=replace(recipe.judge, num_calibration_pairs=10), num_tuned_pairs=10)
 """
 
 

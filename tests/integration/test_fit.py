@@ -132,6 +132,7 @@ class Killer:
     """Kills one training worker of the run in `out` once a checkpoint is safe, and watches where the run goes on."""
 
     out: Path
+    checkpoints: Path
     killed: list[int] = field(default_factory=list)
     rows_seen_after: set[int] = field(default_factory=set)
     stop: threading.Event = field(default_factory=threading.Event)
@@ -143,16 +144,16 @@ class Killer:
             if self.killed:
                 self.rows_seen_after.add(num_rows)
             # Ray Train restarts from the checkpoints that this file of its own names.
-            elif any(self.out.glob("train/*/checkpoint_manager_snapshot.json")) and num_rows % CHECKPOINT_EVERY:
+            elif any(self.checkpoints.glob("*/checkpoint_manager_snapshot.json")) and num_rows % CHECKPOINT_EVERY:
                 worker = train_workers()[-1]
                 worker.kill()
                 self.killed.append(worker.pid)
 
 
 @contextmanager
-def killing(out: Path) -> Iterator[Killer]:
+def killing(out: Path, *, checkpoints: Path | None = None) -> Iterator[Killer]:
     """A Killer of the run in `out` that watches while the body runs."""
-    killer = Killer(out=out)
+    killer = Killer(out=out, checkpoints=checkpoints or out / "train")
     thread = threading.Thread(target=killer.watch)
     thread.start()
     try:
@@ -188,14 +189,17 @@ def test_a_run_that_ended_goes_on_with_fewer_workers_where_it_was(
 
 
 def test_a_killed_worker_costs_the_steps_since_the_last_checkpoint_and_changes_no_byte(
-    job: FitJob, undisturbed: FitResult, tmp_path: Path
+    job: FitJob, undisturbed: FitResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The undisturbed run's workers read their groups themselves; this one's have them read by Ray Data.
-    with killing(tmp_path) as killer:
-        result = fit(replace(job, out=tmp_path, config=replace(CONFIG, feed="ray_data")), name="killed")
+    # The undisturbed run's workers read their groups themselves, and it keeps its checkpoints beside its model; this
+    # one's have them read by Ray Data, and its storage is a path from where it was started.
+    monkeypatch.chdir(tmp_path)
+    with killing(tmp_path, checkpoints=tmp_path / "kept") as killer:
+        wanted = replace(job, out=tmp_path, config=replace(CONFIG, feed="ray_data"))
+        result = fit(wanted, name="killed", storage="kept")
     assert len(killer.killed) == 1 and not psutil.pid_exists(killer.killed[0])
     # A file just cut has no row for a moment; a run that began again would show 1, 2, 3, ...
     assert killer.rows_seen_after and not killer.rows_seen_after & set(range(1, CHECKPOINT_EVERY))
     assert result.losses == undisturbed.losses
     assert model_bytes(result) == model_bytes(undisturbed)
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["losses.jsonl", "model"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["kept", "losses.jsonl", "model"]

@@ -26,7 +26,7 @@ from preceptor.sources.jobmatch import jobmatch
 from preceptor.sources.jobmatch_eval import ordered_ndcg, read_queries, rerank_ndcg
 from preceptor.sources.occupations import fold, read_occupations, read_postings
 from preceptor.sources.rerank_report import expected_gains, ranked_postings
-from preceptor.sources.tables import QUERIES, RANKED, WEAK_PAIRS
+from preceptor.sources.tables import JUDGEMENTS, QUERIES, RANKED, WEAK_PAIRS
 from preceptor.teachers.match import MatchScoreConfig, load_matcher, match_scores, match_teacher
 from preceptor.teachers.match_adapter import Adapter, Lesson, lesson_chances, misplaced, train_adapter
 from preceptor.teachers.match_fusion import fit_fusion
@@ -91,11 +91,9 @@ def test_no_held_out_occupation_has_a_part_in_weak_pairs(corpus: Record) -> None
     occupations = read_occupations(data, read_postings(data))
     held = [occupation for occupation in occupations if occupation.split != "train"]
     titles = {title for occupation in held for title in occupation.titles}
-    relevant = {key for occupation in held for key in occupation.grades}
     rows = read_table(corpus.path / "weak_pairs", WEAK_PAIRS).to_pylist()
     assert {row["source"] for row in rows} == set(ALL_WEAK)
     assert not titles & {fold(row["query"]) for row in rows}
-    assert not relevant & {row["document_key"] for row in rows if not row["occupation"]}
     assert {row["occupation"] for row in rows if row["occupation"]} == {
         occupation.code for occupation in occupations if occupation.split == "train"
     }
@@ -117,7 +115,7 @@ def test_what_is_left_out_of_weak_pairs_was_there_to_be_taken(corpus: Record) ->
 
 def test_weak_pairs_come_once_and_only_for_known_postings(corpus: Record) -> None:
     rows = read_table(corpus.path / "weak_pairs", WEAK_PAIRS).to_pylist()
-    pairs = [(fold(row["query"]), row["document_key"]) for row in rows]
+    pairs = [(fold(row["query"]), row["document_key"], row["occupation"]) for row in rows]
     assert len(pairs) == len(set(pairs))
     assert {row["document_key"] for row in rows} <= {row["uri"] for row in builders.posting_rows()}
     assert not any("of no posting" in row["query"] for row in rows)
@@ -147,10 +145,9 @@ def test_a_fold_sees_nothing_of_the_occupations_it_is_asked_about() -> None:
         return Title(text=text, gains={row: 7.0}, source="weak", occupation=occupation)
 
     seen, named, shared = title("own", 0, "11-1"), title("other", 1, "12-1"), title("SHARED  title", 1, "12-1")
-    unseen, relevant, free = title("shared title", 0, "11-2"), title("weak", 4, ""), title("weak", 5, "")
-    asked = [asked_for("11-1", 0), asked_for("11-2", 4), asked_for("12-1", 1)]
-    kept = without_fold([seen, named, shared, unseen, relevant, free], frozenset({"11-2"}), asked)
-    assert kept == [seen, named, free]
+    unseen, posting, theirs = title("shared title", 0, "11-2"), title("weak", 4, ""), title("Shared Title", 4, "")
+    kept = without_fold([seen, named, shared, unseen, posting, theirs], frozenset({"11-2"}))
+    assert kept == [seen, named, posting]
 
 
 def test_folds_hold_whole_minor_groups_and_every_occupation_once() -> None:
@@ -354,9 +351,41 @@ def test_what_is_known_of_the_holdout_does_not_reach_the_teacher(
     again = match_teacher(
         SMALL, policy=POLICY_DIR, corpus=other, encode=builders.word_encoder, out=tmp_path / "teacher" / "v1"
     )
-    first, second = (load_matcher(record.path / "model") for record in (teacher, again))
-    assert first.fusions == second.fusions and first.adapter is not None and second.adapter is not None
-    np.testing.assert_array_equal(first.adapter.query_HH, second.adapter.query_HH)
+    assert same_matcher(teacher, again)
+
+
+def test_which_postings_are_relevant_to_held_out_occupations_does_not_reach_the_teacher(
+    corpus: Record, teacher: Record, tmp_path: Path
+) -> None:
+    data = shutil.copytree(corpus.path.parents[1] / "data", tmp_path / "data")
+    listed = pq.read_table(data / "crosswalk.parquet").to_pylist()
+    held = [row for row in listed if row["split"] == "dev"]
+    others = [row["esco_uri"] for row in held][::-1]
+    assert others != [row["esco_uri"] for row in held]
+    for row, uri in zip(held, others, strict=True):
+        row["esco_uri"] = uri
+    pq.write_table(pa.Table.from_pylist(listed), data / "crosswalk.parquet")
+    config = builders.config_for(data, weak=ALL_WEAK)
+    other = jobmatch(config, policy=POLICY_DIR, out=tmp_path / "corpus" / "v1", encode=builders.word_encoder)
+    assert read_table(other.path / "judgements", JUDGEMENTS) != read_table(corpus.path / "judgements", JUDGEMENTS)
+    again = match_teacher(
+        SMALL, policy=POLICY_DIR, corpus=other, encode=builders.word_encoder, out=tmp_path / "teacher" / "v1"
+    )
+    assert same_matcher(teacher, again)
+
+
+def same_matcher(one: Record, other: Record) -> bool:
+    first, second = (load_matcher(record.path / "model") for record in (one, other))
+    assert first.adapter is not None and second.adapter is not None
+    return first.fusions == second.fusions and np.array_equal(first.adapter.query_HH, second.adapter.query_HH)
+
+
+def test_scores_of_another_corpus_than_the_teachers_are_refused(
+    corpus: Record, teacher: Record, tmp_path: Path
+) -> None:
+    other = replace(corpus, fingerprint="0" * 16)
+    with pytest.raises(InputError, match="learnt from another corpus"):
+        match_scores(SCORES, corpus=other, teacher=teacher, encode=builders.word_encoder, out=tmp_path / "v1")
 
 
 def test_without_tuned_signals_there_is_no_adapter(corpus: Record, tmp_path: Path) -> None:
@@ -423,6 +452,7 @@ def test_a_recipe_that_cannot_match_is_refused() -> None:
         ({"rounds": 0}, "rounds"),
         ({"temperature": 0.0}, "temperature"),
         ({"shares": {"judged": 0.0}}, "shares"),
+        ({"shares": {"judged": 0.3, "ocupation_title": 0.7}}, "no source ocupation_title"),
     ):
         with pytest.raises(RecipeError, match=said):
             MatchConfig(**changes)

@@ -1,9 +1,12 @@
-"""What a dry run says of finished stages: skipped, or no longer the work that is asked for."""
+"""What a dry run says: of finished stages, and of how many pairs a judge is calibrated on."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
+from preceptor.cli import main
 from preceptor.recipes import tiny
 from preceptor.record import Record, begin
 from preceptor.running import dry_run
@@ -38,3 +41,17 @@ def test_what_follows_from_a_drifted_stage_is_not_said_to_be_skipped(tmp_path: P
     corpus, *rest = expected(2, tmp_path)
     assert corpus.startswith("drift: ") and "(size: 1 -> 2)" in corpus
     assert rest == ["drift: corpus", "drift: teacher", "skip: finished"]
+
+
+def test_a_judge_that_labels_is_calibrated_on_as_many_pairs_as_a_teacher_that_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["run", "demo", "--root", str(tmp_path), "--dry-run"]) == 0
+    assert "350 golden pairs" in line_of("calibrate", capsys.readouterr().out)
+    asked = ("--judge", "openai", "--base-url", "http://127.0.0.1:1/v1")
+    assert main(["run", "demo", "--root", str(tmp_path), *asked, "--dry-run"]) == 0
+    assert "350 golden pairs" in line_of("calibrate", capsys.readouterr().out)
+
+
+def line_of(stage: str, plan: str) -> str:
+    return next(line for line in plan.splitlines() if line.split()[1:2] == [stage])

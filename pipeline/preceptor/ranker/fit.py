@@ -64,8 +64,13 @@ class FitResult:
     seconds: float
 
 
+def _absolute(storage: str) -> str:
+    """A path that every worker reads alike; an address such as s3://... as it is."""
+    return storage if "://" in storage else str(Path(storage).resolve())
+
+
 def fit(job: FitJob, *, name: str, storage: str | None = None) -> FitResult:
-    """The model trained by `job`, in ``{job.out}/model``.
+    """The model trained by `job`, in ``{job.out}/model``; checkpoints in `storage` stay, others go with the training.
 
     `name` must be unique to the work (it holds the fingerprint): Ray Train resumes a run of the same name. Raises
     StageFailed where the workers failed more often than the recipe allows.
@@ -75,6 +80,7 @@ def fit(job: FitJob, *, name: str, storage: str | None = None) -> FitResult:
 
     started = time.monotonic()
     config = job.config
+    checkpoints = _absolute(storage or str(job.out / "train"))
     job.out.mkdir(parents=True, exist_ok=True)
     write_groups(job.pairs, job.examples, job.out / _GROUPS)
     # A range of workers is Ray Train v2's; the types that type checkers find are version 1's.
@@ -93,7 +99,7 @@ def fit(job: FitJob, *, name: str, storage: str | None = None) -> FitResult:
         ),
         run_config=RunConfig(
             name=name,
-            storage_path=storage or str((job.out / "train").resolve()),
+            storage_path=checkpoints,
             failure_config=FailureConfig(max_failures=config.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=2),
         ),
@@ -105,7 +111,7 @@ def fit(job: FitJob, *, name: str, storage: str | None = None) -> FitResult:
         reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
         raise StageFailed(
             f"training {name}: failed more than {config.max_failures} times ({reason[:300]}). "
-            f"See {job.out / 'train'}; run again to go on from the last checkpoint."
+            f"See {checkpoints}; run again to go on from the last checkpoint."
         ) from error
     for leftover in ("train", _GROUPS):
         shutil.rmtree(job.out / leftover, ignore_errors=True)

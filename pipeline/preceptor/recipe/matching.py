@@ -28,28 +28,32 @@ Signal = Literal[
 
 ``text`` is the cosine of the query and the posting's title and description, ``names`` that of the query and all names
 of the posting taken together, ``best_name`` the closest one's. ``title_...`` compares what was typed, without the
-profile; ``tuned_...`` compares with the learnt adapter; ``words`` is TF-IDF over names and description. ``tasks`` is
+profile. With the learnt adapter ``tuned_text`` compares the query as ``text`` does, ``tuned_names`` what was typed as
+``title_names`` does. ``words`` is TF-IDF over names and description. ``tasks`` is
 the mean cosine of the profile's tasks, 0 where it has none. A posting is also known by its kin: ``near`` is the mean
 cosine of the eight postings closest to it, ``group`` and ``minor_group`` that of all in its ISCO unit group or minor
 group, and ``best_of_group`` the largest in its unit group.
 """
 SIGNALS: Final[tuple[Signal, ...]] = get_args(Signal)
 
+_SOURCES: Final = ("judged", *get_args(WeakSource))
+
 
 @dataclass(frozen=True, kw_only=True)
 class MatchConfig:
     """A teacher whose score is a learnt sum of signals over a frozen sentence encoder.
 
-    The tuned signals come from an adapter of the embeddings, trained in `num_steps` steps of `pairs_per_step` titles
-    against all postings that any title asks for. A title comes from the judged train queries or from a weak source,
-    with the chances in `shares`. In each round after the first a title is drawn the likelier the worse its best posting
-    stood in the round before: `rounds` of 1 draws all alike. The sum is fitted on signals of `num_folds` adapters, each
-    of which saw no occupation that it is asked about. `ridge` draws its weights to zero.
+    The tuned signals come from an adapter of the embeddings, trained in `rounds` of `num_steps` steps, each of
+    `pairs_per_step` titles against all postings that any title asks for. A title comes from the judged train queries or
+    from a weak source; in the first round with the chances in `shares`, of those sources that the corpus has. In each
+    round after that a title is drawn the likelier the worse its best posting stood in the round before, whatever its
+    source. The sum is fitted on signals of `num_folds` adapters, each of which saw no occupation that it is asked
+    about. `ridge` draws its weights to zero.
     """
 
     encoder: str = "minilm"
     shares: Mapping[WeakSource | Literal["judged"], float] = field(
-        default_factory=lambda: {"judged": 0.3, "occupation_title": 0.4, "posting_title": 0.15, "vacancy": 0.15}
+        default_factory=lambda: {"judged": 0.35, "occupation_title": 0.45, "posting_title": 0.2}
     )
     signals: tuple[Signal, ...] = SIGNALS
     rounds: int = 2
@@ -70,10 +74,17 @@ class MatchConfig:
         require(self.rounds > 0, f"rounds must be above 0, got {self.rounds}")
         require(min(self.num_steps, self.pairs_per_step) > 0, "num_steps and pairs_per_step must be above 0")
         require(self.temperature > 0, f"temperature must be above 0, got {self.temperature}")
+        strange = ", ".join(set(self.shares) - set(_SOURCES))
+        require(not strange, f"shares: no source {strange}; there are: {', '.join(_SOURCES)}")
         require(
             min(self.shares.values(), default=0.0) >= 0 and sum(self.shares.values()) > 0,
             f"shares must be 0 or above and not all 0, got {dict(self.shares)}",
         )
+
+    @property
+    def shares_by_source(self) -> dict[str, float]:
+        """`shares` for a source named by any text."""
+        return {str(source): share for source, share in self.shares.items()}
 
     @property
     def tunes(self) -> bool:

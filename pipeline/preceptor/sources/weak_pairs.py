@@ -2,14 +2,14 @@
 
 Nobody judged them. A title of a train occupation is taken to ask for all postings of that occupation, though it may
 name one speciality of it; a posting's other titles are ESCO's own; a vacancy's title was given its ESCO title by a
-program. What a held-out occupation goes by, and what is relevant to one, never asks here.
+program. What a held-out occupation goes by never asks here. Which postings are relevant to one decides nothing: to
+leave out the titles of these would tell a learner which they are.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,37 +25,26 @@ _BEST: Final = 3
 """The grade of a pair that is weak but leaves nothing open: a posting's own other title."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class HeldOut:
-    """What must not ask: folded titles of the held-out occupations, and keys of the postings relevant to them."""
-
-    titles: frozenset[str]
-    posting_keys: frozenset[str]
-
-
-def held_out(occupations: Sequence[Occupation]) -> HeldOut:
-    """What every occupation that is not for training goes by, and every posting that is relevant to one."""
-    others = [occupation for occupation in occupations if occupation.split != "train"]
-    return HeldOut(
-        titles=frozenset(title for occupation in others for title in occupation.titles),
-        posting_keys=frozenset(key for occupation in others for key in occupation.grades),
-    )
+def held_out_titles(occupations: Sequence[Occupation]) -> frozenset[str]:
+    """What every occupation that is not for training goes by, folded."""
+    return frozenset(title for occupation in occupations if occupation.split != "train" for title in occupation.titles)
 
 
 def weak_pairs(
     sources: Sequence[WeakSource], *, data: Path, occupations: Sequence[Occupation]
 ) -> Iterator[dict[str, Any]]:
-    """WEAK_PAIRS rows of `sources`, read from the folder `data` where they are not in `occupations`; each once."""
-    held = held_out(occupations)
-    seen: set[tuple[str, str]] = set()
+    """WEAK_PAIRS rows of `sources`, read from the folder `data` where they are not in `occupations`.
+
+    Each (title, posting) comes once for an occupation, and once without.
+    """
+    held = held_out_titles(occupations)
+    seen: set[tuple[str, str, str]] = set()
     for source in sources:
         for row in _ROWS[source](data, occupations):
-            pair = (fold(row["query"]), row["document_key"])
-            if not pair[0] or pair[0] in held.titles or pair in seen:
+            asked = (fold(row["query"]), row["document_key"], row["occupation"])
+            if not asked[0] or asked[0] in held or asked in seen:
                 continue
-            if row["occupation"] == "" and row["document_key"] in held.posting_keys:
-                continue
-            seen.add(pair)
+            seen.add(asked)
             yield {**row, "source": source}
 
 

@@ -102,7 +102,7 @@ def match_teacher(
     asked = to_asked(queries, row_of, vectors)
     signals = np.empty((len(queries), len(documents), len(config.signals)), dtype=np.float32)
     for unseen in folds_of(queries, config.num_folds):
-        lessons = to_lessons(without_fold(titles, unseen, queries), row_of)
+        lessons = to_lessons(without_fold(titles, unseen), row_of)
         adapter = _adapter(config, lessons, vectors, collection)[0]
         chosen = [index for index, query in enumerate(queries) if query.occupation in unseen]
         signals[chosen] = signals_of(asked.rows(chosen), collection, adapter, config.signals)
@@ -129,10 +129,16 @@ def match_scores(
     config: MatchScoreConfig, *, corpus: Record, teacher: Record, encode: Encoder | None = None, out: Path
 ) -> Record:
     """The record of the teacher's logits in ``scores/`` (TEACHER_SCORES) for each pair of the sets, and of the best
-    postings of the whole collection for each held-out and calibration query in ``ranked/`` (RANKED)."""
+    postings of the whole collection for each held-out and calibration query in ``ranked/`` (RANKED).
+
+    Train pairs are scored with the adapter that learnt from them, as any teacher's are; the weights of its signals are
+    fitted by adapters that did not. InputError where the teacher learnt from another corpus.
+    """
     run = begin("match_scores", config, out=out, inputs={"corpus": corpus, "teacher": teacher})
     if run.record is not None:
         return run.record
+    if teacher.inputs.get("corpus") != corpus.fingerprint:
+        raise InputError(f"{teacher.path}: learnt from another corpus than {corpus.path}. Train the teacher again.")
     matcher = load_matcher(teacher.path / "model")
     encode = encode or open_encoder(encoder_source(matcher.config.encoder), precision="bfloat16")
     documents = read_documents(corpus.path)

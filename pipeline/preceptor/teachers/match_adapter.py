@@ -4,7 +4,7 @@ The encoder is never run again: a step costs matrix products over embeddings tha
 posting stands against every title. Shapes: B titles of a step, N postings, H dimensions.
 
 A posting that no title asks for has no part in training, not even as a negative: to push it down would be to learn
-that nobody looks for it, which for the postings of held-out occupations is wrong.
+that nobody looks for it.
 """
 
 from __future__ import annotations
@@ -63,6 +63,7 @@ def train_adapter(
     import torch
     from torch.nn.functional import normalize
 
+    lessons = [lesson for lesson in lessons if config.shares_by_source.get(lesson.source, 0) > 0] or lessons
     asked = sorted({posting for lesson in lessons for posting in lesson.gains})
     if not asked:
         raise InputError("the adapter has no title to learn from. Give the corpus weak sources or train occupations.")
@@ -100,7 +101,7 @@ def lesson_chances(lessons: Sequence[Lesson], config: MatchConfig) -> npt.NDArra
     counts: dict[str, int] = {}
     for lesson in lessons:
         counts[lesson.source] = counts.get(lesson.source, 0) + 1
-    shares = {str(source): share for source, share in config.shares.items()}
+    shares = config.shares_by_source
     chances = np.array([shares.get(lesson.source, 0.0) / counts[lesson.source] for lesson in lessons])
     if not chances.sum():
         known = ", ".join(f"{source} {share}" for source, share in shares.items())

@@ -114,21 +114,13 @@ def folds_of(asked: Sequence[AskedFor], num_folds: int) -> list[frozenset[str]]:
     return [frozenset(code for code in codes if number[code[:4]] == fold_) for fold_ in range(num_folds)]
 
 
-def without_fold(titles: Sequence[Title], unseen: frozenset[str], asked: Sequence[AskedFor]) -> list[Title]:
+def without_fold(titles: Sequence[Title], unseen: frozenset[str]) -> list[Title]:
     """The titles that tell nothing of the occupations `unseen`, just as weak pairs tell nothing of the holdout.
 
-    Left out is what they go by, whoever else goes by it too, and every title without an occupation that asks for a
-    posting relevant to one of them.
+    Left out is what they go by, whoever else goes by it too. Titles of postings stay, relevant to them or not.
     """
     theirs = {fold(title.text) for title in titles if title.occupation in unseen}
-    relevant = {row for query in asked if query.occupation in unseen for row in query.grades}
-    return [
-        title
-        for title in titles
-        if title.occupation not in unseen
-        and fold(title.text) not in theirs
-        and (title.occupation or relevant.isdisjoint(title.gains))
-    ]
+    return [title for title in titles if title.occupation not in unseen and fold(title.text) not in theirs]
 
 
 def to_lessons(titles: Sequence[Title], row_of: Mapping[str, int]) -> list[Lesson]:

@@ -36,6 +36,8 @@ class VllmEngine(BundledEngine):
         super().__init__(open_reader(path), options)
         self._pending: dict[int, tuple[Job, float]] = {}
         self._numbers = itertools.count()
+        self._closing = threading.Lock()
+        self._closed = False
         self._answered_s = time.monotonic()
         self._tokens_per_s = self._busy_s = 0.0
         self._num_tokens = self._num_documents = 0
@@ -81,14 +83,15 @@ class VllmEngine(BundledEngine):
         return time.monotonic() - max(min(started), self._answered_s) if started else 0.0
 
     def close(self) -> None:
-        """End vLLM and its thread; a second call does nothing."""
-        if self._loop.is_closed():
-            return
+        """End vLLM and its thread; what still waits is cancelled, and a second call does nothing."""
+        with self._closing:
+            if self._closed:
+                return
+            self._closed = True
         self._engine.shutdown()
         self._end_loop()
 
     def _end_loop(self) -> None:
-        # What still waits is cancelled, so that nobody waits for ever.
         asyncio.run_coroutine_threadsafe(_cancel_others(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
@@ -98,25 +101,32 @@ class VllmEngine(BundledEngine):
         self, query: str, profile: str, documents: Sequence[str], scores: ByteCache[Logits] | None
     ) -> Future[tuple[DocumentScore, ...]]:
         job = new_job(self.reader, query, profile, documents, scores)
-        return asyncio.run_coroutine_threadsafe(self._answer(job), self._loop)
+        with self._closing:
+            if self._closed:
+                raise StageFailed(f"{self.bundle_id}: the engine is closed and scores nothing more. Load it again.")
+            # Counted from here on: what waits to be read is load as well.
+            number = next(self._numbers)
+            self._pending[number] = (job, time.monotonic())
+            future = asyncio.run_coroutine_threadsafe(self._answer(job, number), self._loop)
+        future.add_done_callback(lambda _: self._pending.pop(number, None))
+        return future
 
-    async def _answer(self, job: Job) -> tuple[DocumentScore, ...]:
-        number, started_s = next(self._numbers), time.monotonic()
-        self._pending[number] = (job, started_s)
+    async def _answer(self, job: Job, number: int) -> tuple[DocumentScore, ...]:
+        started_s = time.monotonic()
+        self._desk.open(job)
+        num_tokens = job.num_tokens
+        waiting = list(job.waiting)
         try:
-            self._desk.open(job)
-            num_tokens = job.num_tokens
-            waiting = list(job.waiting)
             async with asyncio.TaskGroup() as group:
                 for place, (index, tokens) in enumerate(waiting):
                     group.create_task(self._encode(job, index, tokens, f"{number}-{place}"))
-            busy_from_s, self._answered_s = self._answered_s, time.monotonic()
-            self._num_tokens += num_tokens
-            self._num_documents += len(waiting)
-            self._busy_s += self._answered_s - max(started_s, busy_from_s)
-            self._tokens_per_s = num_tokens / max(self._answered_s - started_s, 1e-9)
-        finally:
-            del self._pending[number]
+        except BaseExceptionGroup as failures:
+            raise failures.exceptions[0] from None
+        busy_from_s, self._answered_s = self._answered_s, time.monotonic()
+        self._num_tokens += num_tokens
+        self._num_documents += len(waiting)
+        self._busy_s += self._answered_s - max(started_s, busy_from_s)
+        self._tokens_per_s = num_tokens / max(self._answered_s - started_s, 1e-9)
         return tuple(self.reader.to_score(row) for row in job.rows if row is not None)
 
     async def _encode(self, job: Job, index: int, tokens: Tokens, name: str) -> None:
@@ -149,7 +159,7 @@ async def _start(path: Path, reader: Reader, options: EngineOptions) -> Any:
         model=str(path),
         runner="pooling",
         dtype=computed_in(wanted, num_gpus=torch.cuda.device_count()),
-        enable_prefix_caching=True,
+        enable_prefix_caching=options.prefix_cache_mib > 0,
         # One more than the longest pair: vLLM keeps room for a token it will never generate.
         max_model_len=reader.max_prefix_tokens + reader.max_document_tokens + 1,
         enforce_eager=not torch.cuda.is_available(),
