@@ -109,7 +109,7 @@ def test_known_documents_are_not_computed_again(engine: VllmEngine) -> None:
 
 
 def test_a_request_that_is_given_up_leaves_the_others_alone(engine: VllmEngine, bundle: Path) -> None:
-    given_up, kept = drawn(7, num_documents=40), drawn(8, num_documents=3)
+    given_up, kept = drawn(507, num_documents=40), drawn(508, num_documents=3)
     before = engine.counts().num_documents
     first = engine.submit(*given_up)
     second = engine.submit(*kept)
