@@ -13,7 +13,7 @@ from preceptor.evaluation.holdout import expected_gain
 from preceptor.evaluation.metrics import ndcg_at
 from preceptor.recipe import MatchConfig, Signal
 from preceptor.teachers.match_adapter import Adapter, Lesson, lesson_chances, misplaced, train_adapter
-from preceptor.teachers.match_fusion import fit_fusion
+from preceptor.teachers.match_fusion import Fusion, fit_fusion
 from preceptor.teachers.match_lessons import AskedFor, Title, folds_of, without_fold
 from preceptor.teachers.match_signals import Asked, Collection, best_name, signals_of, soft_names
 
@@ -199,3 +199,13 @@ def test_the_sum_follows_the_signal_that_tells_grades_and_its_logits_rank_alike(
     probs = np.exp(fusion.logits(scores))
     probs /= probs.sum(-1, keepdims=True)
     assert abs((probs @ np.arange(5)).mean() - grades.mean()) < 0.1
+
+
+def test_grades_of_two_queries_are_told_by_shares_and_not_by_scores() -> None:
+    """A query whose scores are all higher by the same has the same grades, and what many postings share is worth less."""
+    fusion = Fusion(weights=(1.0,), slope=0.7, offsets=(2.0, 0.5, 0.0, -0.5, -3.0))
+    alone = np.array([5.0, 0.0, 0.0, 0.0], dtype=np.float32)
+    np.testing.assert_allclose(fusion.logits(alone + 40), fusion.logits(alone), atol=1e-3)
+    among_equals = np.array([5.0, 5.0, 5.0, 0.0], dtype=np.float32)
+    gains = [expected_gain(fusion.logits(row).astype(np.float64))[0] for row in (alone, among_equals)]
+    assert gains[0] > gains[1]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy.special import log_softmax
 
 from preceptor.contracts import NUM_GRADES
 from preceptor.teachers.match_adapter import Matrix
@@ -19,14 +20,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _DEPTH = 50
-"""Of each query this many best postings say what a score means in grades."""
+"""Of each query this many best postings say what a share means in grades."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fusion:
-    """score = signals . weights; the logit of grade g is offsets[g] + slope * g * score, an ordinal softmax.
+    """score = signals . weights; the logit of grade g is offsets[g] + slope * g * log share, an ordinal softmax.
 
-    So the expected gain of a posting's grades rises with its score, and both rank alike.
+    A posting's share of its query's gain is the softmax of the scores over the whole collection. Scores of two queries
+    have no common zero, their shares have. The expected gain of a posting's grades rises with its score, and both rank
+    alike.
     """
 
     weights: tuple[float, ...]
@@ -34,15 +37,15 @@ class Fusion:
     offsets: tuple[float, ...]
 
     def scores(self, signals_QNS: Matrix) -> Matrix:
-        """Scores [Q, N], the natural logarithm of what ListNet takes a posting's share of a query's gain to be, but
-        for a constant of the query."""
+        """Scores [Q, N] of the queries' postings."""
         return np.asarray(signals_QNS @ np.array(self.weights, dtype=np.float32), dtype=np.float32)
 
     def logits(self, scores: Matrix) -> Matrix:
-        """Grade logits, the shape of `scores` and a last axis of 5."""
+        """Grade logits of `scores`, [..., N] of all postings of a query: their shape and a last axis of 5."""
         grades = np.arange(NUM_GRADES, dtype=np.float32)
+        shares = log_softmax(scores, axis=-1)
         return np.asarray(
-            np.array(self.offsets, dtype=np.float32) + self.slope * scores[..., None] * grades, dtype=np.float32
+            np.array(self.offsets, dtype=np.float32) + self.slope * shares[..., None] * grades, dtype=np.float32
         )
 
 
@@ -64,7 +67,7 @@ def fit_fusion(signals_QNS: Matrix, grades_QN: npt.NDArray[np.int8], *, ridge: f
         return -(shares * log_probs).sum(1).mean() + ridge * weights.square().sum()
 
     _minimise([weights], listwise)
-    scores = signals @ weights.detach()
+    scores = torch.log_softmax(signals @ weights.detach(), dim=1)
     best = scores.topk(min(_DEPTH, scores.shape[1]), dim=1).indices
     graded = torch.from_numpy(grades_QN.astype(np.int64)).gather(1, best).flatten()
     seen = scores.gather(1, best).flatten()
