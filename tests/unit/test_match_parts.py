@@ -202,7 +202,7 @@ def test_the_sum_follows_the_signal_that_tells_grades_and_its_logits_rank_alike(
 
 
 def test_grades_of_two_queries_are_told_by_shares_and_not_by_scores() -> None:
-    """A query whose scores are all higher by the same has the same grades, and what many postings share is worth less."""
+    """A query whose scores are all higher has the same grades, and what many postings share is worth less."""
     fusion = Fusion(weights=(1.0,), slope=0.7, offsets=(2.0, 0.5, 0.0, -0.5, -3.0))
     alone = np.array([5.0, 0.0, 0.0, 0.0], dtype=np.float32)
     np.testing.assert_allclose(fusion.logits(alone + 40), fusion.logits(alone), atol=1e-3)
