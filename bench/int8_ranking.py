@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from bench.peers.held_out import documents_per_s, held_out_rows, sealed_by
 from bench.peers.sweep_report import percent
 from bench.prune_curve import change
+from preceptor.errors import PreceptorError
 from preceptor.evaluation.metrics import gain, ndcg_at
 from preceptor.ranker.batches import group_requests
 from preceptor.recipes import find_recipe
@@ -40,6 +41,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="rounds of the speed measurement (default: 5)")
     parser.add_argument("--bootstrap", type=int, default=2000, help="resamples (default: 2000)")
     arguments = parser.parse_args()
+    try:
+        run_bench(arguments)
+    except PreceptorError as error:
+        raise SystemExit(str(error)) from error
+
+
+def run_bench(arguments: argparse.Namespace) -> None:
+    """Rank the held-out lists in both precisions and print how they differ."""
     corpus, exported = (read_record(arguments.root / name / arguments.version) for name in ("corpus", "export"))
     if corpus is None or exported is None:
         raise SystemExit(f"{arguments.root}: no finished bundle of version {arguments.version}. Run its recipe first.")

@@ -175,8 +175,8 @@ def train_lists(corpus: Record, rows: Mapping[str, int], texts: Sequence[str]) -
     for query in read_asked(corpus.path, rows, ["train"]):
         others = [row for row in dict.fromkeys(candidates.get(query.group, [])) if row not in query.grades]
         room = cross_encoder.DOCUMENTS_PER_QUERY - min(len(others), cross_encoder.DOCUMENTS_PER_QUERY // 3)
-        drawn = [*sorted(query.grades, key=lambda row: -query.grades[row])[:room], *others]
-        drawn = drawn[: cross_encoder.DOCUMENTS_PER_QUERY]
+        best = sorted(query.grades, key=lambda row: -query.grades[row])[:room]
+        drawn = [*best, *others][: cross_encoder.DOCUMENTS_PER_QUERY]
         gains = [2.0 ** query.grades.get(row, 0) - 1 for row in drawn]
         lists.append(
             {"query": query.text, "docs": [texts[row] for row in drawn], "labels": cross_encoder.labels(gains)}

@@ -16,6 +16,7 @@ MAX_TOKENS = 160
 DOCUMENTS_PER_QUERY = 12
 QUERIES_PER_STEP = 2
 _NOTHING = -1e4
+"""A label whose share is nought."""
 
 
 def pair_text(names: Sequence[str], text: str) -> str:

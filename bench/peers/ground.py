@@ -85,7 +85,7 @@ def own_pool(run: Run) -> Pool:
 def wide_pool(run: Run, *, num_queries: int, work: Path) -> Pool:
     """The pool of a market of `num_queries`, and what the run's teachers say of it; Ray must be running."""
     source = require_market(run.recipe)
-    place = work / f"pool_{num_queries}_{load_policy(run.recipe.policy).version.rpartition('+')[2]}"
+    place = _place(work, "pool", run.recipe, num_queries=num_queries)
     config = replace(source, num_queries=num_queries, num_requests=0, num_holdout_requests=0, seed=POOL_SEED)
     corpus = market(config, policy=run.recipe.policy, out=place / "corpus" / "v1")
     relevance, engagement = said_by_teachers(run, corpus, graded="pool", clicked="pool", place=place)
@@ -136,7 +136,7 @@ def wide_market(recipe: Recipe, *, num_queries: int, work: Path) -> tuple[Record
     Both lie under `work`; what is finished there is not done again. InputError for a recipe of another source.
     """
     require_market(recipe)
-    place = work / f"wide_{num_queries}_{load_policy(recipe.policy).version.rpartition('+')[2]}"
+    place = _place(work, "wide", recipe, num_queries=num_queries)
     corpus, policy = place / "corpus" / "v1", place / "policy"
     drawn = round(num_queries / _HELD_OUT)
     if read_record(corpus) is None:
@@ -154,6 +154,11 @@ def wide_market(recipe: Recipe, *, num_queries: int, work: Path) -> tuple[Record
         seed=SEED,
     )
     return market(config, policy=policy, out=corpus), policy
+
+
+def _place(work: Path, kind: str, recipe: Recipe, *, num_queries: int) -> Path:
+    """The folder of a wider market: another under another policy, which grades it otherwise."""
+    return work / f"{kind}_{num_queries}_{load_policy(recipe.policy).version.rpartition('+')[2]}"
 
 
 def require_market(recipe: Recipe) -> MarketConfig:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 import pyarrow as pa
 
 from preceptor.contracts import NUM_GRADES, OVERALL, SCORES, rows_to_table
-from preceptor.errors import InputError, ParityError, RecipeError, StageFailed
+from preceptor.errors import InputError, ParityError, RecipeError, StageFailed, reason_of
 from preceptor.logits import sigmoid, softmax
 from preceptor.recipe import Blend
 
@@ -213,8 +213,9 @@ def load_bundle(path: Path) -> Bundle:
     except InputError:
         raise
     except Exception as error:  # transformers raises whatever its readers raise on a damaged file.
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise InputError(f"{path}: not loadable ({reason}). The bundle is damaged; export it again.") from error
+        raise InputError(
+            f"{path}: not loadable ({reason_of(error)}). The bundle is damaged; export it again."
+        ) from error
     _require_one_model(path, described, ranker.heads, ranker.policy_version)
     return Bundle(path=path, ranker=ranker, tokenizer=tokenizer, **described)
 
@@ -250,8 +251,9 @@ def open_reader(path: Path) -> Reader:
     except InputError:
         raise
     except Exception as error:  # tokenizers raise types of their own on a damaged file.
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise InputError(f"{path}: not readable ({reason}). The bundle is damaged; export it again.") from error
+        raise InputError(
+            f"{path}: not readable ({reason_of(error)}). The bundle is damaged; export it again."
+        ) from error
 
 
 def _require_one_model(path: Path, described: Mapping[str, Any], heads: Sequence[Head], trained: str | None) -> None:

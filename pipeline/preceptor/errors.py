@@ -86,3 +86,9 @@ def located(message: str, *, file: Path | str, line: int | None = None, column: 
 def last_line(error: BaseException) -> str:
     """What `error` says last, on one line of at most 300 characters; what Ray wraps ends with its cause."""
     return str(error).strip().splitlines()[-1][:300]
+
+
+def reason_of(error: BaseException) -> str:
+    """The first line of what `error` says, 200 characters at most; the name of its type where it says nothing."""
+    said = str(error).strip()
+    return said.splitlines()[0][:200] if said else type(error).__name__

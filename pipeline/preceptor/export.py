@@ -17,7 +17,7 @@ from preceptor.bundle import (
     require_overall,
     require_policy,
 )
-from preceptor.errors import GateFailed, StageFailed
+from preceptor.errors import GateFailed, StageFailed, reason_of
 from preceptor.parity import check_parity
 from preceptor.recipe import Blend
 from preceptor.record import Record, begin, write_json
@@ -105,9 +105,9 @@ def _write(target: Path, bundle_id: str, config: ExportConfig, *, student: Recor
         described[PLAIN_TOKENIZER] = plain_digest(target, tokenizer)
         (target / "README.md").write_text(model_card(described, student))
     except Exception as error:  # safetensors and tokenizers raise types of their own where the disk refuses.
-        reason = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise StageFailed(
-            f"{target.parent}: the bundle could not be written ({reason}). Free some space or choose another --root."
+            f"{target.parent}: the bundle could not be written ({reason_of(error)}). "
+            "Free some space or choose another --root."
         ) from error
     write_json(target / "record.json", {key: value for key, value in asdict(student).items() if key != "path"})
     write_json(target / BUNDLE_FILE, described)

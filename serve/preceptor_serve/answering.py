@@ -17,7 +17,7 @@ from preceptor_serve.pace import MAX_RETRY_S, Pace
 from preceptor_serve.rates import retry_after
 from preceptor_serve.reading import Ask, blend_refused
 from preceptor_serve.schema import BlendWeights, Depth, DocumentResult, Limits, Refusal, ScoreAnswer, UnscoredResult
-from preceptor_serve.scorer import Answer, AsyncScorer, Overloaded, TooLate, checked
+from preceptor_serve.scorer import Answer, AsyncScorer, Overloaded, TooLate, all_of, checked
 from preceptor_serve.served_log import Part, ServedLog
 
 
@@ -94,19 +94,9 @@ class Desk:
 async def _within(left_s: float | None, scorer: AsyncScorer, asks: Sequence[Ask]) -> list[Answer]:
     try:
         async with asyncio.timeout(left_s):
-            return await _all_of(scorer, asks)
+            return await all_of(scorer.score(ask.query, ask.profile, ask.documents) for ask in asks)
     except TimeoutError as error:
         raise TooLate("not answered by its deadline") from error
-
-
-async def _all_of(scorer: AsyncScorer, asks: Sequence[Ask]) -> list[Answer]:
-    """The answers to `asks`, which replicas work on side by side; the first failure calls the others off."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(scorer.score(ask.query, ask.profile, ask.documents)) for ask in asks]
-    except BaseExceptionGroup as failures:
-        raise failures.exceptions[0] from None
-    return [task.result() for task in tasks]
 
 
 def to_answer(ask: Ask, ids: Sequence[str | None], answer: Answer, *, inside: str) -> ScoreAnswer:

@@ -13,12 +13,12 @@ import math
 import time
 import traceback
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from preceptor.bundle import Blend, DocumentScore, load_bundle
 from preceptor.contracts import ACTIONS, NUM_GRADES, content_id
@@ -29,6 +29,8 @@ from preceptor_serve.engine.options import EngineOptions
 from preceptor_serve.health import HANG_AFTER_S
 
 _log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 PROBE_QUERY = "warehouse operative nights"
 PROBE_PROFILE = "Forklift licence, four years in distribution, looking for night shifts."
@@ -199,6 +201,19 @@ def without_texts() -> Iterator[None]:
     except Exception as error:
         frame = traceback.extract_tb(error.__traceback__)[-1]
         raise Broken(f"{type(error).__name__} in {Path(frame.filename).name}:{frame.lineno}") from None
+
+
+async def all_of(asked: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """What each of `asked` gives, in order, all at work side by side.
+
+    The first failure calls the others off and is raised as it is, not in the group that asyncio makes of it.
+    """
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(one) for one in asked]
+    except BaseExceptionGroup as failures:  # Whatever failed: who asked for it counts it.
+        raise failures.exceptions[0] from None
+    return [task.result() for task in tasks]
 
 
 class ThreadedScorer:

@@ -28,10 +28,9 @@ def unit(matrix: Any) -> np.ndarray:
 # folds
 
 
-def asked_for(occupation: str, *rows: int) -> AskedFor:
-    grades = {row: 3 for row in rows}
+def asked_for(occupation: str) -> AskedFor:
     return AskedFor(
-        group=(occupation, ""), occupation=occupation, slice="s", split="train", text="t", typed="t", grades=grades
+        group=(occupation, ""), occupation=occupation, slice="s", split="train", text="t", typed="t", grades={0: 3}
     )
 
 
@@ -47,7 +46,7 @@ def test_a_fold_sees_nothing_of_the_occupations_it_is_asked_about() -> None:
 
 def test_folds_hold_whole_minor_groups_and_every_occupation_once() -> None:
     codes = [f"{major}-{minor}0{last}.00" for major in (11, 13, 15) for minor in (1, 2) for last in (1, 2)]
-    parts = folds_of([asked_for(code, 0) for code in codes], 3)
+    parts = folds_of([asked_for(code) for code in codes], 3)
     assert sorted(code for part in parts for code in part) == sorted(codes)
     assert all(
         len({index for index, part in enumerate(parts) for code in part if code[:4] == group}) == 1

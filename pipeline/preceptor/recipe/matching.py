@@ -29,10 +29,10 @@ Signal = Literal[
 ``text`` is the cosine of the query and the posting's title and description, ``names`` that of the query and all names
 of the posting taken together, ``best_name`` the closest one's. ``title_...`` compares what was typed, without the
 profile. With the learnt adapter ``tuned_text`` compares the query as ``text`` does, ``tuned_names`` what was typed as
-``title_names`` does. ``words`` is TF-IDF over names and description. ``tasks`` is
-the mean cosine of the profile's tasks, 0 where it has none. A posting is also known by its kin: ``near`` is the mean
-cosine of the eight postings closest to it, ``group`` and ``minor_group`` that of all in its ISCO unit group or minor
-group, and ``best_of_group`` the largest in its unit group.
+``title_names`` does. ``words`` is TF-IDF over names and description. ``tasks`` is the mean cosine of the profile's
+tasks, 0 where it has none. A posting is also known by its kin: ``near`` is the mean cosine of the eight postings
+closest to it, ``group`` and ``minor_group`` that of all in its ISCO unit group or minor group, and ``best_of_group``
+the largest in its unit group.
 """
 SIGNALS: Final[tuple[Signal, ...]] = get_args(Signal)
 
@@ -80,11 +80,6 @@ class MatchConfig:
             min(self.shares.values(), default=0.0) >= 0 and sum(self.shares.values()) > 0,
             f"shares must be 0 or above and not all 0, got {dict(self.shares)}",
         )
-
-    @property
-    def shares_by_source(self) -> dict[str, float]:
-        """`shares` for a source named by any text."""
-        return {str(source): share for source, share in self.shares.items()}
 
     @property
     def tunes(self) -> bool:

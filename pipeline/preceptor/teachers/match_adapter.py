@@ -63,16 +63,17 @@ def train_adapter(
     import torch
     from torch.nn.functional import normalize
 
-    lessons = [lesson for lesson in lessons if config.shares_by_source.get(lesson.source, 0) > 0] or lessons
-    asked = sorted({posting for lesson in lessons for posting in lesson.gains})
-    if not asked:
+    if not any(lesson.gains for lesson in lessons):
         raise InputError("the adapter has no title to learn from. Give the corpus weak sources or train occupations.")
+    chances = lesson_chances(lessons, config)
+    # What is never drawn asks for nothing: its postings would be negatives alone.
+    lessons, chances = [lesson for lesson, chance in zip(lessons, chances, strict=True) if chance], chances[chances > 0]
+    asked = sorted({posting for lesson in lessons for posting in lesson.gains})
     column = {posting: index for index, posting in enumerate(asked)}
     views = [torch.from_numpy(matrix[asked]) for matrix in (texts_NH, names_NH)]
     titles = torch.from_numpy(titles_XH)
     generator = np.random.default_rng(config.seed)
     query_HH, posting_HH = (torch.zeros(titles.shape[1], titles.shape[1], requires_grad=True) for _ in range(2))
-    chances = lesson_chances(lessons, config)
     losses: list[float] = []
     for number in range(config.rounds):
         if number:
@@ -101,7 +102,7 @@ def lesson_chances(lessons: Sequence[Lesson], config: MatchConfig) -> npt.NDArra
     counts: dict[str, int] = {}
     for lesson in lessons:
         counts[lesson.source] = counts.get(lesson.source, 0) + 1
-    shares = config.shares_by_source
+    shares = {str(source): share for source, share in config.shares.items()}
     chances = np.array([shares.get(lesson.source, 0.0) / counts[lesson.source] for lesson in lessons])
     if not chances.sum():
         known = ", ".join(f"{source} {share}" for source, share in shares.items())

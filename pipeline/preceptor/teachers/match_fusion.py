@@ -43,9 +43,9 @@ class Fusion:
     def logits(self, scores: Matrix) -> Matrix:
         """Grade logits of `scores`, [..., N] of all postings of a query: their shape and a last axis of 5."""
         grades = np.arange(NUM_GRADES, dtype=np.float32)
-        shares = log_softmax(scores, axis=-1)
+        log_shares = log_softmax(scores, axis=-1)
         return np.asarray(
-            np.array(self.offsets, dtype=np.float32) + self.slope * shares[..., None] * grades, dtype=np.float32
+            np.array(self.offsets, dtype=np.float32) + self.slope * log_shares[..., None] * grades, dtype=np.float32
         )
 
 
@@ -67,10 +67,10 @@ def fit_fusion(signals_QNS: Matrix, grades_QN: npt.NDArray[np.int8], *, ridge: f
         return -(shares * log_probs).sum(1).mean() + ridge * weights.square().sum()
 
     _minimise([weights], listwise)
-    scores = torch.log_softmax(signals @ weights.detach(), dim=1)
-    best = scores.topk(min(_DEPTH, scores.shape[1]), dim=1).indices
+    log_shares = torch.log_softmax(signals @ weights.detach(), dim=1)
+    best = log_shares.topk(min(_DEPTH, log_shares.shape[1]), dim=1).indices
     graded = torch.from_numpy(grades_QN.astype(np.int64)).gather(1, best).flatten()
-    seen = scores.gather(1, best).flatten()
+    seen = log_shares.gather(1, best).flatten()
     steps = torch.arange(NUM_GRADES, dtype=torch.float32)
     offsets = torch.zeros(NUM_GRADES, requires_grad=True)
     log_slope = torch.tensor(-1.0, requires_grad=True)

@@ -24,7 +24,7 @@ from preceptor_serve.engine.counts import Counts
 from preceptor_serve.engine.jobs import Job, Logits, new_job
 from preceptor_serve.engine.options import EngineOptions
 from preceptor_serve.engine.packing import Tokens
-from preceptor_serve.scorer import Load
+from preceptor_serve.scorer import Load, all_of
 
 
 class VllmEngine(BundledEngine):
@@ -108,25 +108,26 @@ class VllmEngine(BundledEngine):
             number = next(self._numbers)
             self._pending[number] = (job, time.monotonic())
             future = asyncio.run_coroutine_threadsafe(self._answer(job, number), self._loop)
+        # Cancelled before its first step, it has no `finally` that runs.
         future.add_done_callback(lambda _: self._pending.pop(number, None))
         return future
 
     async def _answer(self, job: Job, number: int) -> tuple[DocumentScore, ...]:
         started_s = time.monotonic()
-        self._desk.open(job)
-        num_tokens = job.num_tokens
-        waiting = list(job.waiting)
         try:
-            async with asyncio.TaskGroup() as group:
-                for place, (index, tokens) in enumerate(waiting):
-                    group.create_task(self._encode(job, index, tokens, f"{number}-{place}"))
-        except BaseExceptionGroup as failures:
-            raise failures.exceptions[0] from None
-        busy_from_s, self._answered_s = self._answered_s, time.monotonic()
-        self._num_tokens += num_tokens
-        self._num_documents += len(waiting)
-        self._busy_s += self._answered_s - max(started_s, busy_from_s)
-        self._tokens_per_s = num_tokens / max(self._answered_s - started_s, 1e-9)
+            self._desk.open(job)
+            num_tokens = job.num_tokens
+            waiting = list(job.waiting)
+            await all_of(
+                self._encode(job, index, tokens, f"{number}-{place}") for place, (index, tokens) in enumerate(waiting)
+            )
+            busy_from_s, self._answered_s = self._answered_s, time.monotonic()
+            self._num_tokens += num_tokens
+            self._num_documents += len(waiting)
+            self._busy_s += self._answered_s - max(started_s, busy_from_s)
+            self._tokens_per_s = num_tokens / max(self._answered_s - started_s, 1e-9)
+        finally:
+            self._pending.pop(number, None)
         return tuple(self.reader.to_score(row) for row in job.rows if row is not None)
 
     async def _encode(self, job: Job, index: int, tokens: Tokens, name: str) -> None:
