@@ -28,11 +28,11 @@ from preceptor.recipe import POLICY_DIR, JobmatchConfig, MatchConfig
 from preceptor.record import Record
 from preceptor.sources.jobmatch import jobmatch
 from preceptor.sources.occupations import read_occupations, read_postings
-from preceptor.sources.retrieval import encoder_dir, open_encoder, tfidf_similarities
+from preceptor.sources.retrieval import embed_texts, encoder_dir, open_encoder, tfidf_similarities
+from preceptor.sources.signals import Asked, Collection, best_name, embed_collection
 from preceptor.sources.tables import CANDIDATES
-from preceptor.teachers.match import embed_collection, embed_texts, load_matcher, match_teacher, to_asked
+from preceptor.teachers.match import load_matcher, match_teacher, to_asked
 from preceptor.teachers.match_lessons import AskedFor, grade_matrix, read_asked, read_documents
-from preceptor.teachers.match_signals import Asked, Collection, best_name
 
 DEPTH = 20
 OURS = MatchConfig()
@@ -74,6 +74,8 @@ def main() -> None:
         data=arguments.data,
         num_train_candidates=8,
         num_candidates=50,
+        # The teacher embeds the postings itself: its time is the cross-encoder's budget.
+        shown=(),
         weak=("occupation_title", "posting_title"),
     )
     corpus = jobmatch(config, policy=POLICY_DIR, encode=memory.encode, out=arguments.out / "corpus" / "v1")
@@ -84,7 +86,7 @@ def main() -> None:
     for name in arguments.variants:
         wanted = replace(VARIANTS[name], num_steps=3) if arguments.quick else VARIANTS[name]
         folder = arguments.out / name.replace(",", "").replace(" ", "_") / ("quick" if arguments.quick else "v1")
-        # The teacher embeds anew what it reads: its time is the cross-encoder's budget.
+        # It embeds anew what another variant has read.
         fresh = Memory() if name == "teacher" and not arguments.quick else memory
         record = match_teacher(wanted, policy=POLICY_DIR, corpus=corpus, encode=fresh.encode, out=folder)
         spent[name] = record.cost["wall_s"]

@@ -17,7 +17,7 @@ JOBS = REPOSITORY / "jobs"
 
 # A room imports itself and rooms of the layers above it in this list; rooms of one layer do not know each other.
 LAYERS = (
-    ("errors", "logits", "precedence", "precision"),
+    ("errors", "logits", "pace", "precedence", "precision"),
     ("contracts", "local_ray"),
     ("record", "recipe"),
     ("policy", "evaluation.metrics", "contracts_doc"),
@@ -48,6 +48,7 @@ SERVE_MAY_IMPORT = {
 LIGHT = (
     "errors",
     "logits",
+    "pace",
     "precedence",
     "precision",
     "local_ray",

@@ -27,7 +27,7 @@ from preceptor.ranker.isotonic import fit_isotonic, load_calibration, save_calib
 from preceptor.ranker.losses import Normalisers, Objective, Targets, action_within, loss_terms
 from preceptor.ranker.model import action_heads, init_ranker
 from preceptor.ranker.score_stage import logit_rows
-from preceptor.ranker.text import with_numbers
+from preceptor.ranker.text import with_hundredths, with_numbers
 from preceptor.recipe import BackboneConfig, ClicksConfig, LinearConfig, PositionBias, TeacherConfig, TrainConfig
 from preceptor.recipes import tiny
 from preceptor.record import Record, to_jsonable
@@ -378,6 +378,12 @@ def test_numbers_read_the_same_wherever_they_come_from() -> None:
     assert with_numbers("Nurse, Leeds", {"rate": 0.000012, "distance km": 3.0, "pay": 34.5001}) == wanted
     assert with_numbers("Nurse", {"x": None, "y": math.nan}) == "Nurse"
     assert with_numbers("Nurse", {"pay": 1_234_567, "loss": -0.0}) == "Nurse [loss 0 | pay 1230000]"
+
+
+def test_hundredths_stand_at_the_same_distance_from_the_end() -> None:
+    assert with_hundredths("Nurse", {"words": 0.068, "best_name": 0.714}) == "Nurse [best name 71 | words 07]"
+    assert with_hundredths("Nurse", {"words": -0.1, "names": 0.9999}) == "Nurse [names 99 | words 00]"
+    assert with_hundredths("Nurse", {}) == "Nurse"
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False, width=32))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from preceptor.sources.jobmatch import jobmatch
 from preceptor.sources.jobmatch_eval import ordered_ndcg, read_queries, rerank_ndcg
 from preceptor.sources.occupations import fold, read_occupations, read_postings
 from preceptor.sources.rerank_report import expected_gains, ranked_postings
+from preceptor.sources.signals import VECTORS_FILE
 from preceptor.sources.tables import JUDGEMENTS, QUERIES, RANKED, WEAK_PAIRS
 from preceptor.teachers.match import MatchScoreConfig, load_matcher, match_scores, match_teacher
 from tests.unit import source_data as builders
@@ -209,6 +211,30 @@ def test_without_tuned_signals_there_is_no_adapter(corpus: Record, tmp_path: Pat
     assert record.metrics["losses"] == [] and load_matcher(record.path / "model").config == config
     with pytest.raises(InputError, match="no matching teacher"):
         load_matcher(tmp_path)
+
+
+def test_a_teacher_takes_the_corpus_embeddings_of_its_encoder_and_makes_others(corpus: Record, tmp_path: Path) -> None:
+    asked: list[str] = []
+
+    def counting(texts: Sequence[str]) -> np.ndarray:
+        asked.extend(texts)
+        return builders.word_encoder(texts)
+
+    names = {row["title"] for row in builders.posting_rows()}
+    taken = match_teacher(SMALL, policy=POLICY_DIR, corpus=corpus, encode=counting, out=tmp_path / "taken" / "v1")
+    assert not names & set(asked) and not (taken.path / VECTORS_FILE).exists()
+    other = replace(SMALL, encoder="another")
+    made = match_teacher(other, policy=POLICY_DIR, corpus=corpus, encode=counting, out=tmp_path / "made" / "v1")
+    assert names <= set(asked) and (made.path / VECTORS_FILE).is_file()
+    rows = [
+        match_scores(SCORES, corpus=corpus, teacher=teacher, encode=counting, out=tmp_path / teacher.stage / name)
+        for name, teacher in (("v1", taken), ("v2", made))
+    ]
+    first, second = (read_table(record.path / "scores", TEACHER_SCORES) for record in rows)
+    assert first["pair_id"] == second["pair_id"]
+    # What is kept has half precision, which moves a training on so few texts a little.
+    logits = [np.concatenate(table["logits"].to_numpy()) for table in (first, second)]
+    assert np.corrcoef(*logits)[0, 1] > 0.999
 
 
 def test_the_report_pairs_each_system_with_minilm(corpus: Record, scores: Record) -> None:

@@ -12,10 +12,11 @@ from preceptor.errors import InputError
 from preceptor.evaluation.holdout import expected_gain
 from preceptor.evaluation.metrics import ndcg_at
 from preceptor.recipe import MatchConfig, Signal
+from preceptor.sources.signals import Asked, Collection, best_name, soft_names
 from preceptor.teachers.match_adapter import Adapter, Lesson, lesson_chances, misplaced, train_adapter
 from preceptor.teachers.match_fusion import Fusion, fit_fusion
 from preceptor.teachers.match_lessons import AskedFor, Title, folds_of, without_fold
-from preceptor.teachers.match_signals import Asked, Collection, best_name, signals_of, soft_names
+from preceptor.teachers.match_signals import signals_of
 
 SMALL = MatchConfig(num_steps=8, pairs_per_step=16, num_folds=2)
 

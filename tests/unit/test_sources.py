@@ -18,8 +18,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from preceptor.contracts import COUNTS, GOLDEN, IMPRESSIONS, PAIRS, REJECTS, content_id, make_pair, read_table
-from preceptor.errors import DriftError, InputError
+from preceptor.errors import DriftError, InputError, RecipeError
 from preceptor.recipe import POLICY_DIR, HeadlinesConfig
+from preceptor.recipe.sources import SHOWN
 from preceptor.sources.headlines import headlines
 from preceptor.sources.jobmatch import CALIBRATION_DEPTH, GRADER_ID, WEAK_GRADER_ID, jobmatch
 from preceptor.sources.jobmatch_eval import fusion_weight, read_queries, rerank_ndcg, reranked_ndcg
@@ -34,8 +35,9 @@ from preceptor.sources.occupations import (
 )
 from preceptor.sources.pairs import read_pairs
 from preceptor.sources.retrieval import embed, encoder_dir, tfidf_similarities, top_k
+from preceptor.sources.signals import VECTORS_FILE
 from preceptor.sources.simulated_clicks import Shown, appeal, apply_prob, click_prob, simulate
-from preceptor.sources.tables import CANDIDATES, JUDGEMENTS, QUERIES
+from preceptor.sources.tables import CANDIDATES, DOCUMENTS, JUDGEMENTS, QUERIES
 from tests.unit.source_data import (
     NUM_POSTINGS,
     SHARED_TITLE,
@@ -271,15 +273,40 @@ def test_golden_keeps_the_crosswalks_grades_and_says_which_are_weak(corpus: Path
     assert {row["split"] for row in golden if row["slice"] == "alternate_title"} == {"train"}
 
 
-def test_the_similarity_is_the_last_word_of_a_document_or_absent(corpus: Path, tmp_path: Path) -> None:
-    shown = {row["pair_id"]: row["document"] for row in read_table(corpus / "pairs", PAIRS).to_pylist()}
-    for row in read_table(corpus / "candidates", CANDIDATES).to_pylist():
-        assert shown[row["pair_id"]].endswith(f" [match {row['similarity']:.2f}]")
-    config = config_for(write_data(tmp_path / "data"), show_similarity=False)
+def test_signals_are_the_last_words_of_a_document_to_two_digits_or_absent(corpus: Path, tmp_path: Path) -> None:
+    documents = {row["document_key"]: row for row in read_table(corpus / "documents", DOCUMENTS).to_pylist()}
+    queries = {(row["query_id"], row["profile_id"]): row for row in read_table(corpus / "queries", QUERIES).to_pylist()}
+    pairs = {row["pair_id"]: row["document"] for row in read_table(corpus / "pairs", PAIRS).to_pylist()}
+    by_group: dict[str, list[str]] = {}
+    for document in documents.values():
+        by_group.setdefault(document["group"], []).append(document["text"])
+    for row in read_table(corpus / "candidates", CANDIDATES).to_pylist()[::37]:
+        numbers = dict(item.rsplit(" ", 1) for item in pairs[row["pair_id"]].rsplit(" [", 1)[1][:-1].split(" | "))
+        query, document = queries[row["query_id"], row["profile_id"]], documents[row["document_key"]]
+        asked = word_encoder([query["text"]])[0]
+        wanted = {
+            "text": row["similarity"],
+            "best name": max(word_encoder(document["names"]) @ asked),
+            "group": (word_encoder(by_group[document["group"]]) @ asked).mean(),
+            "tasks": (word_encoder(query["tasks"]) @ word_encoder([document["text"]])[0]).mean()
+            if query["tasks"]
+            else 0,
+        }
+        assert list(numbers) == sorted(name.replace("_", " ") for name in SHOWN)
+        assert all(len(number) == 2 for number in numbers.values())
+        for name, value in wanted.items():
+            assert abs(int(numbers[name]) - min(100 * value, 99)) < 1, name
+    config = config_for(write_data(tmp_path / "data"), shown=())
     plain = jobmatch(config, policy=POLICY_DIR, out=tmp_path / "out" / "v1", encode=word_encoder).path
-    pairs = read_table(plain / "pairs", PAIRS)
-    assert len(set(pairs["document_id"].to_pylist())) <= NUM_POSTINGS
-    assert not any("[match" in text for text in pairs["document"].to_pylist())
+    found = read_table(plain / "pairs", PAIRS)
+    assert len(set(found["document_id"].to_pylist())) <= NUM_POSTINGS
+    assert not any("]" in text for text in found["document"].to_pylist())
+    assert (corpus / VECTORS_FILE).is_file() and not (plain / VECTORS_FILE).exists()
+
+
+def test_a_signal_that_only_a_teacher_has_cannot_be_shown(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="no signal tuned_text without a teacher"):
+        config_for(tmp_path, shown=("text", "tuned_text"))
 
 
 def test_the_same_seed_writes_the_same_rows_and_another_seed_others(corpus: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Final, Protocol, TextIO
 
 from preceptor.judge.replies import Usage
+from preceptor.pace import duration
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
@@ -285,12 +286,3 @@ def _short(num: int) -> str:
         if num >= 10 * size:
             return f"{num / size:,.1f} {unit}"
     return f"{num:,}"
-
-
-def duration(seconds: float) -> str:
-    """`seconds` in the two largest units that matter: ``42 s``, ``3 min 20 s``, ``5 h 10 min``, ``2 d 4 h``."""
-    whole = round(seconds)
-    for size, unit, lower_size, lower_unit in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
-        if whole >= size:
-            return f"{whole // size} {unit} {whole % size // lower_size} {lower_unit}"
-    return f"{whole} s"

@@ -38,11 +38,24 @@ def with_numbers(text: str, numbers: Mapping[str, float | None]) -> str:
     values read the same wherever they come from; what is None or not a number is left out. The text, and with it the
     document_id, then belongs to these values.
     """
-    said = [
-        f"{' '.join(name.replace('_', ' ').split())} {_plain_number(value)}"
-        for name, value in sorted(numbers.items())
-        if value is not None and math.isfinite(value)
-    ]
+    return _with_fields(
+        text,
+        {name: _plain_number(value) for name, value in numbers.items() if value is not None and math.isfinite(value)},
+    )
+
+
+def with_hundredths(text: str, numbers: Mapping[str, float]) -> str:
+    """`text` with shares or cosines as last words, two digits each: ``Nurse, Leeds [names 58 | words 07]``.
+
+    For numbers between 0 and 1; what lies outside stands as 00 or 99. Features stand by name in alphabetical order and
+    always at the same distance from the end, so that a model of a single layer can tell them apart by their place:
+    such a student kept 0.979 of its teacher's NDCG@10 where `with_numbers` left it 0.941 (bench/RESULTS.md).
+    """
+    return _with_fields(text, {name: f"{min(max(round(100 * value), 0), 99):02d}" for name, value in numbers.items()})
+
+
+def _with_fields(text: str, fields: Mapping[str, str]) -> str:
+    said = [f"{' '.join(name.replace('_', ' ').split())} {value}" for name, value in sorted(fields.items())]
     return f"{text} [{' | '.join(said)}]" if said else text
 
 

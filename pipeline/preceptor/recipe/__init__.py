@@ -9,9 +9,10 @@ from preceptor.recipe.clicks import ClicksConfig, LinearConfig, Negatives, Posit
 from preceptor.recipe.compute import BackboneConfig, EngineConfig, ScoringConfig, TrainConfig
 from preceptor.recipe.judges import JudgeConfig
 from preceptor.recipe.lessons import FixedMixing, GradientMixing, Mix, Mixing, UncertaintyMixing, Voice
-from preceptor.recipe.matching import SIGNALS, MatchConfig, Signal
+from preceptor.recipe.matching import MatchConfig
 from preceptor.recipe.pruning import Importance, PruneConfig
 from preceptor.recipe.refinement import Budget, RefineConfig, ReflectionConfig
+from preceptor.recipe.signals import PLAIN_SIGNALS, SIGNALS, PlainSignal, Signal, TunedSignal
 from preceptor.recipe.sources import (
     CORPUS_FIELDS,
     STYLE_NEEDS,
@@ -31,6 +32,7 @@ from preceptor.recipe.whole import POLICY_DIR, Blend, DistillConfig, GateConfig,
 
 __all__ = [
     "CORPUS_FIELDS",
+    "PLAIN_SIGNALS",
     "POLICY_DIR",
     "SIGNALS",
     "STYLE_NEEDS",
@@ -57,6 +59,7 @@ __all__ = [
     "Mixing",
     "Negatives",
     "PairSet",
+    "PlainSignal",
     "PositionBias",
     "PruneConfig",
     "QueryStyle",
@@ -68,6 +71,7 @@ __all__ = [
     "Source",
     "TeacherConfig",
     "TrainConfig",
+    "TunedSignal",
     "UncertaintyMixing",
     "Voice",
     "WeakSource",

@@ -7,34 +7,8 @@ from dataclasses import dataclass, field
 from typing import Final, Literal, get_args
 
 from preceptor.recipe.checks import require
+from preceptor.recipe.signals import SIGNALS, Signal
 from preceptor.recipe.sources import WeakSource
-
-Signal = Literal[
-    "text",
-    "names",
-    "best_name",
-    "title_text",
-    "title_names",
-    "tuned_text",
-    "tuned_names",
-    "words",
-    "tasks",
-    "near",
-    "group",
-    "best_of_group",
-    "minor_group",
-]
-"""One number for a query and a posting.
-
-``text`` is the cosine of the query and the posting's title and description, ``names`` that of the query and all names
-of the posting taken together, ``best_name`` the closest one's. ``title_...`` compares what was typed, without the
-profile. With the learnt adapter ``tuned_text`` compares the query as ``text`` does, ``tuned_names`` what was typed as
-``title_names`` does. ``words`` is TF-IDF over names and description. ``tasks`` is the mean cosine of the profile's
-tasks, 0 where it has none. A posting is also known by its kin: ``near`` is the mean cosine of the eight postings
-closest to it, ``group`` and ``minor_group`` that of all in its ISCO unit group or minor group, and ``best_of_group``
-the largest in its unit group.
-"""
-SIGNALS: Final[tuple[Signal, ...]] = get_args(Signal)
 
 _SOURCES: Final = ("judged", *get_args(WeakSource))
 

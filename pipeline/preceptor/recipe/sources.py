@@ -10,6 +10,7 @@ from typing import Final, Literal
 from preceptor.contracts import NUM_GRADES
 from preceptor.recipe.checks import LATER, require
 from preceptor.recipe.compute import EngineConfig
+from preceptor.recipe.signals import PLAIN_SIGNALS, PlainSignal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,12 +28,17 @@ class MarketConfig:
 WeakSource = Literal["occupation_title", "posting_title", "vacancy"]
 """Where a title without a judgement comes from (preceptor.sources.weak_pairs)."""
 
+SHOWN: Final[tuple[PlainSignal, ...]] = tuple(name for name in PLAIN_SIGNALS if not name.startswith("title_"))
+"""All but those of the title alone, which are the others' where there is no profile."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class JobmatchConfig:
     """O*NET profiles and titles, ESCO postings and their crosswalk, from the folder `data`.
 
-    `weak` names the sources of the weak pairs that the corpus keeps for a teacher's retriever.
+    `shown` are the signals that stand as numbers at the end of a document, as a retriever could tell them with its
+    candidates: what a small model then need not work out of the texts. `weak` names the sources of the weak pairs that
+    the corpus keeps for a teacher's retriever.
     """
 
     data: Path
@@ -40,9 +46,13 @@ class JobmatchConfig:
     num_train_candidates: int = 12
     num_requests: int = 4000
     num_holdout_requests: int = 1000
-    show_similarity: bool = True
+    shown: tuple[PlainSignal, ...] = SHOWN
     seed: int = 7
     weak: tuple[WeakSource, ...] = field(default=(), metadata=LATER)
+
+    def __post_init__(self) -> None:
+        unknown = ", ".join(sorted(set(self.shown) - set(PLAIN_SIGNALS)))
+        require(not unknown, f"shown: no signal {unknown} without a teacher; there are: {', '.join(PLAIN_SIGNALS)}")
 
 
 @dataclass(frozen=True, kw_only=True)

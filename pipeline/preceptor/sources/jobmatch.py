@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
@@ -21,7 +23,8 @@ import pyarrow as pa
 
 from preceptor.contracts import GOLDEN, IMPRESSIONS, OVERALL, PAIRS, REJECTS, make_pair, rows_to_table, write_table
 from preceptor.policy import load_policy
-from preceptor.recipe import JobmatchConfig
+from preceptor.ranker.text import with_hundredths
+from preceptor.recipe import JobmatchConfig, PlainSignal
 from preceptor.record import Record, begin
 from preceptor.sources.occupations import (
     CROSSWALK_FILE,
@@ -33,7 +36,16 @@ from preceptor.sources.occupations import (
     read_occupations,
     read_postings,
 )
-from preceptor.sources.retrieval import Encoder, embed
+from preceptor.sources.retrieval import Encoder, embed, embed_texts, encoder_dir, open_encoder
+from preceptor.sources.signals import (
+    VECTORS_FILE,
+    Asked,
+    Matrix,
+    embed_collection,
+    mean_tasks,
+    measure,
+    save_collection,
+)
 from preceptor.sources.simulated_clicks import Shown, simulate
 from preceptor.sources.tables import CANDIDATES, DOCUMENTS, JUDGEMENTS, QUERIES, WEAK_PAIRS, config_of_content
 from preceptor.sources.weak_pairs import NEEDED_FILES, weak_pairs
@@ -44,6 +56,10 @@ WEAK_GRADER_ID: Final = "esco-onet-crosswalk/alternate-title"
 
 CALIBRATION_DEPTH: Final = 20
 """Candidates of a calibration query: deep enough to choose a fusion weight on, and cheap enough to score."""
+
+
+_CHUNK: Final = 128
+"""Queries whose signals are computed at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,14 +74,15 @@ class Candidate:
     pair: dict[str, str]
 
 
-def jobmatch(config: JobmatchConfig, *, policy: Path, out: Path, encode: Encoder = embed) -> Record:
+def jobmatch(config: JobmatchConfig, *, policy: Path, out: Path, encode: Encoder | None = None) -> Record:
     """The record of the job-matching corpus in `out`.
 
     Beside ``pairs``, ``golden`` and ``impressions`` it holds what a measurement over the whole collection needs:
     ``queries``, ``documents``, ``candidates`` and ``judgements`` (schemas in `preceptor.sources.tables`),
     ``weak_pairs`` where the config names sources of them, and ``rejects``, the titles that became no query; rows in and
-    kept count queries. `encode` gives unit-length embeddings, [num_texts, num_dimensions]. Raises InputError where a
-    file of `config.data` is missing or wrong.
+    kept count queries. Where signals are shown, the embeddings of the postings stay too. `encode` stands in for
+    MiniLM: unit-length embeddings, [num_texts, num_dimensions]. Raises InputError where a file of `config.data` is
+    missing or wrong.
     """
     policy_version = load_policy(policy).version
     more = [name for source in config.weak for name in NEEDED_FILES.get(source, ())]
@@ -76,11 +93,14 @@ def jobmatch(config: JobmatchConfig, *, policy: Path, out: Path, encode: Encoder
     postings = read_postings(config.data)
     occupations = read_occupations(config.data, postings)
     queries, rejects = build_queries(occupations, seed=config.seed)
-    similarities = encode([query.text for query in queries]) @ encode([posting.text for posting in postings]).T
+    documents = [_document_row(posting) for posting in postings]
+    exact = encode or partial(embed, label="embedding")
+    texts_QH, texts_NH = exact([query.text for query in queries]), exact([posting.text for posting in postings])
+    signals = _shown_signals(config, queries, documents, texts_QH, texts_NH, encode=encode, out=out)
     candidates = [
         candidate
-        for query, row in zip(queries, similarities, strict=True)
-        for candidate in choose_candidates(query, postings, row, config)
+        for query, row, shown in zip(queries, texts_QH @ texts_NH.T, signals, strict=True)
+        for candidate in choose_candidates(query, postings, row, config, shown=shown)
     ]
     impressions = rows_to_table(_impressions(candidates, config), IMPRESSIONS)
     tables = {
@@ -88,13 +108,7 @@ def jobmatch(config: JobmatchConfig, *, policy: Path, out: Path, encode: Encoder
         "golden": rows_to_table((_golden_row(item, policy_version) for item in candidates), GOLDEN),
         "impressions": impressions,
         "queries": rows_to_table((_query_row(query) for query in queries), QUERIES),
-        "documents": rows_to_table(
-            (
-                {"document_key": item.key, "text": item.text, "names": list(item.names), "group": item.group}
-                for item in postings
-            ),
-            DOCUMENTS,
-        ),
+        "documents": rows_to_table(documents, DOCUMENTS),
         "candidates": rows_to_table((_candidate_row(item) for item in candidates), CANDIDATES),
         "judgements": rows_to_table(_judgement_rows(queries), JUDGEMENTS),
         "rejects": rows_to_table(rejects, REJECTS),
@@ -112,10 +126,48 @@ def jobmatch(config: JobmatchConfig, *, policy: Path, out: Path, encode: Encoder
     )
 
 
+def _shown_signals(
+    config: JobmatchConfig,
+    queries: Sequence[Query],
+    documents: Sequence[Mapping[str, Any]],
+    texts_QH: Matrix,
+    texts_NH: Matrix,
+    *,
+    encode: Encoder | None,
+    out: Path,
+) -> Iterator[dict[PlainSignal, Matrix]]:
+    """For each query its shown signals, [num_postings] each; the embeddings of the postings go to `out`."""
+    if not config.shown:
+        yield from ({} for _ in queries)
+        return
+    # Shown to two digits, so that bfloat16, four times as fast where a CPU has it, is exact enough.
+    quick = encode or open_encoder(encoder_dir(), precision="bfloat16", label="embedding")
+    collection = embed_collection(documents, quick, texts_NH=texts_NH)
+    save_collection(collection, out / VECTORS_FILE)
+    row_of, vectors = embed_texts([text for query in queries for text in (query.query, *query.tasks)], quick)
+    asked = Asked(
+        texts=tuple(query.text for query in queries),
+        texts_QH=texts_QH,
+        titles_QH=vectors[[row_of[query.query] for query in queries]],
+        tasks_QH=mean_tasks([query.tasks for query in queries], row_of, vectors),
+    )
+    for start in range(0, len(queries), _CHUNK):
+        part = asked.rows(range(start, min(start + _CHUNK, len(queries))))
+        found = {name: measure(name, part, collection) for name in config.shown}
+        yield from ({name: values[number] for name, values in found.items()} for number in range(len(part.texts)))
+
+
 def choose_candidates(
-    query: Query, postings: Sequence[Posting], similarities: npt.NDArray[np.float32], config: JobmatchConfig
+    query: Query,
+    postings: Sequence[Posting],
+    similarities: npt.NDArray[np.float32],
+    config: JobmatchConfig,
+    *,
+    shown: Mapping[PlainSignal, Matrix] = MappingProxyType({}),
 ) -> list[Candidate]:
-    """The postings paired with `query`, by falling similarity; `similarities` [num_postings] are its own.
+    """The postings paired with `query`, by falling similarity; `similarities` [num_postings] are its own, as are the
+    `shown` signals that stand at the end of a document, to two digits, where a causal model reads them just before it
+    grades. A text, and with it the document_id, then belongs to one query; CANDIDATES.document_key tells the posting.
 
     Holdout and calibration queries get the retriever's top ranks and nothing else (`config.num_candidates`, at most
     CALIBRATION_DEPTH for calibration): what retrieval missed stays missed. Train queries get `num_train_candidates` of
@@ -137,9 +189,8 @@ def choose_candidates(
         if index not in chosen:
             continue
         similarity = float(similarities[index])
-        document = postings[index].document
-        if config.show_similarity:
-            document = with_similarity(document, similarity)
+        numbers = {str(name): float(values[index]) for name, values in shown.items()}
+        document = with_hundredths(postings[index].document, numbers)
         found.append(
             Candidate(
                 query=query,
@@ -151,14 +202,6 @@ def choose_candidates(
             )
         )
     return found
-
-
-def with_similarity(document: str, similarity: float) -> str:
-    """`document` with the retrieval similarity as its last words, where a causal model reads it just before it grades.
-
-    The text, and with it the document_id, then belongs to one query; CANDIDATES.document_key tells which posting it is.
-    """
-    return f"{document} [match {similarity:.2f}]"
 
 
 def _train_choice(
@@ -197,6 +240,10 @@ def _golden_row(item: Candidate, policy_version: str) -> dict[str, Any]:
         "reason": None,
         "policy_version": policy_version,
     }
+
+
+def _document_row(item: Posting) -> dict[str, Any]:
+    return {"document_key": item.key, "text": item.text, "names": list(item.names), "group": item.group}
 
 
 def _candidate_row(item: Candidate) -> dict[str, Any]:

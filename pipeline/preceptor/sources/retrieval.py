@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from preceptor.errors import InputError
+from preceptor.pace import Pace
 from preceptor.precision import computed_in
 
 Embeddings = npt.NDArray[np.float32]
@@ -35,20 +36,25 @@ def encoder_dir() -> Path:
     return folder
 
 
-def embed(texts: Sequence[str], *, batch_size: int = 64) -> Embeddings:
+def embed(texts: Sequence[str], *, batch_size: int = 64, label: str | None = None) -> Embeddings:
     """Unit-length MiniLM embeddings of `texts`, [len(texts), 384], in their order (see `open_encoder`)."""
-    return open_encoder(encoder_dir(), batch_size=batch_size)(texts)
+    return open_encoder(encoder_dir(), batch_size=batch_size, label=label)(texts)
 
 
 def open_encoder(
-    source: Path | str, *, batch_size: int = 64, precision: Literal["bfloat16", "float32"] = "float32"
+    source: Path | str,
+    *,
+    batch_size: int = 64,
+    precision: Literal["bfloat16", "float32"] = "float32",
+    label: str | None = None,
 ) -> Encoder:
     """An encoder that gives unit-length embeddings of texts, [len(texts), num_dimensions], in their order.
 
     The mean of the last hidden states over the tokens of a text, divided by its length (Reimers and Gurevych 2019,
     section 3). Texts longer than 256 tokens are cut. Batches hold texts of similar length, so that little is padding.
     Measured on a CPU with bfloat16 instructions: four times the texts a second in ``bfloat16``, cosines within 0.003 of
-    ``float32``. A GPU is used where the process sees one. Raises InputError where transformers does not load `source`.
+    ``float32``. A GPU is used where the process sees one. With a `label` it says on standard error how far it is, where
+    that takes seconds. Raises InputError where transformers does not load `source`.
     """
     import torch
     from transformers import AutoModel, AutoTokenizer
@@ -69,6 +75,7 @@ def open_encoder(
     def encode(texts: Sequence[str]) -> Embeddings:
         embeddings = np.empty((len(texts), model.config.hidden_size), dtype=np.float32)
         order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
+        pace = Pace(label=label, total=len(texts), unit="texts") if label else None
         with torch.inference_mode(), torch.autocast(device, dtype=torch.bfloat16, enabled=mixed):
             for start in range(0, len(order), batch_size):
                 batch = order[start : start + batch_size]
@@ -83,9 +90,17 @@ def open_encoder(
                 hidden = model(**tokens).last_hidden_state
                 pooled = (hidden.float() * mask).sum(dim=1) / mask.sum(dim=1)
                 embeddings[batch] = torch.nn.functional.normalize(pooled, dim=-1).cpu().numpy()
+                if pace is not None:
+                    pace.add(len(batch))
         return embeddings
 
     return encode
+
+
+def embed_texts(texts: Sequence[str], encode: Encoder) -> tuple[dict[str, int], Embeddings]:
+    """(row of each distinct text, embeddings of the distinct texts)."""
+    distinct = list(dict.fromkeys(texts))
+    return {text: row for row, text in enumerate(distinct)}, encode(distinct)
 
 
 def top_k(queries: Embeddings, documents: Embeddings, k: int) -> tuple[npt.NDArray[np.int64], Embeddings]:

@@ -1,7 +1,7 @@
 """The relevance teacher that matches: it compares a query and its profile's tasks with the texts and names of postings
 and of their kin, and scores with that.
 
-It sees what a student is not shown, tasks and all names of a posting, and computes in seconds over a whole collection.
+It reads what no student reads, tasks and all names of a posting, and computes in seconds over a whole collection.
 Like any teacher it leaves TEACHER_SCORES: five logits of head 'overall' for each pair, which students learn from.
 """
 
@@ -23,9 +23,19 @@ from preceptor.policy import load_policy
 from preceptor.ranker.score_stage import collect_pairs
 from preceptor.recipe import MatchConfig, PairSet
 from preceptor.record import Record, begin, write_json
-from preceptor.sources.retrieval import Encoder, open_encoder
+from preceptor.sources.retrieval import Encoder, embed_texts, open_encoder
+from preceptor.sources.signals import (
+    VECTORS_FILE,
+    Asked,
+    Collection,
+    Matrix,
+    embed_collection,
+    load_collection,
+    mean_tasks,
+    save_collection,
+)
 from preceptor.sources.tables import CANDIDATES, RANKED
-from preceptor.teachers.match_adapter import Adapter, Lesson, Matrix, train_adapter
+from preceptor.teachers.match_adapter import Adapter, Lesson, train_adapter
 from preceptor.teachers.match_fusion import Fusion, fit_fusion
 from preceptor.teachers.match_lessons import (
     AskedFor,
@@ -37,13 +47,12 @@ from preceptor.teachers.match_lessons import (
     to_lessons,
     without_fold,
 )
-from preceptor.teachers.match_signals import Asked, Collection, signals_of
+from preceptor.teachers.match_signals import signals_of
 
 NUM_RANKED: Final = 100
 """Places of the whole collection that are kept for each held-out query."""
 
 _MATRICES: Final = "adapter.npz"
-_VECTORS: Final = "vectors.npz"
 _KINDS: Final = ("described", "typed")
 _CUT: Final = 10
 
@@ -88,14 +97,14 @@ def match_teacher(
     run = begin("match_teacher", config, out=out, inputs={"corpus": corpus}, policy_version=load_policy(policy).version)
     if run.record is not None:
         return run.record
-    encode = encode or open_encoder(encoder_source(config.encoder), precision="bfloat16")
+    encode = encode or open_encoder(encoder_source(config.encoder), precision="bfloat16", label="embedding")
     documents = read_documents(corpus.path)
     rows = {document["document_key"]: row for row, document in enumerate(documents)}
     queries = [query for query in read_asked(corpus.path, rows, ["train"]) if query.grades]
     if not queries:
         raise InputError(f"{corpus.path / 'queries'}: no judged query of split 'train'. A matching teacher needs some.")
     titles = read_titles(corpus.path, rows, queries)
-    collection = embed_collection(documents, encode)
+    collection = _collection(config, corpus, documents, encode, out)
     row_of, vectors = embed_texts(
         [*(title.text for title in titles), *(text for query in queries for text in query.texts)], encode
     )
@@ -111,7 +120,6 @@ def match_teacher(
     adapter, losses = _adapter(config, to_lessons(titles, row_of), vectors, collection)
     matcher = Matcher(config=config, adapter=adapter, fusions=fusions)
     save_matcher(matcher, out / "model", policy_version=run.policy_version)
-    _save_collection(collection, out / _VECTORS)
     return run.finish(
         num_rows_in=len(titles),
         num_rows_kept=len(titles),
@@ -140,10 +148,11 @@ def match_scores(
     if teacher.inputs.get("corpus") != corpus.fingerprint:
         raise InputError(f"{teacher.path}: learnt from another corpus than {corpus.path}. Train the teacher again.")
     matcher = load_matcher(teacher.path / "model")
-    encode = encode or open_encoder(encoder_source(matcher.config.encoder), precision="bfloat16")
+    encode = encode or open_encoder(encoder_source(matcher.config.encoder), precision="bfloat16", label="embedding")
     documents = read_documents(corpus.path)
     rows = {document["document_key"]: row for row, document in enumerate(documents)}
-    collection = _load_collection(documents, teacher.path / _VECTORS)
+    own = teacher.path / VECTORS_FILE
+    collection = load_collection(documents, own if own.is_file() else corpus.path / VECTORS_FILE)
     wanted = {pair["pair_id"] for pair in collect_pairs(corpus, config.sets)}
     candidates: dict[tuple[str, str], list[tuple[str, int]]] = {}
     for row in read_table(corpus.path / "candidates", CANDIDATES).to_pylist():
@@ -200,20 +209,6 @@ def out_of_fold(
     return {name: round(float(np.mean(found)), 4) for name, found in sorted(values.items())}
 
 
-def embed_collection(documents: Sequence[Mapping[str, Any]], encode: Encoder) -> Collection:
-    """The DOCUMENTS rows with embeddings of their texts and names."""
-    names = [name for document in documents for name in document["names"]]
-    row_of, vectors = embed_texts(names, encode)
-    texts_NH = encode([document["text"] for document in documents])
-    return _collection(documents, texts_NH=texts_NH, names_KH=vectors[[row_of[name] for name in names]])
-
-
-def embed_texts(texts: Sequence[str], encode: Encoder) -> tuple[dict[str, int], Matrix]:
-    """(row of each distinct text, embeddings)."""
-    distinct = list(dict.fromkeys(texts))
-    return {text: row for row, text in enumerate(distinct)}, encode(distinct)
-
-
 def save_matcher(matcher: Matcher, folder: Path, *, policy_version: str | None) -> None:
     """Write the matcher into `folder`; config.json, which says what it is, comes last."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -253,6 +248,18 @@ def load_matcher(folder: Path) -> Matcher:
     )
 
 
+def _collection(
+    config: MatchConfig, corpus: Record, documents: Sequence[Mapping[str, Any]], encode: Encoder, out: Path
+) -> Collection:
+    """The corpus' embeddings of its postings, where it has any by this encoder; others are made, and kept in `out`."""
+    theirs = corpus.path / VECTORS_FILE
+    if config.encoder == "minilm" and theirs.is_file():
+        return load_collection(documents, theirs)
+    collection = embed_collection(documents, encode)
+    save_collection(collection, out / VECTORS_FILE)
+    return collection
+
+
 def _adapter(
     config: MatchConfig, lessons: Sequence[Lesson], vectors: Matrix, collection: Collection
 ) -> tuple[Adapter | None, list[float]]:
@@ -265,15 +272,11 @@ def _adapter(
 
 def to_asked(queries: Sequence[AskedFor], row_of: Mapping[str, int], vectors: Matrix) -> Asked:
     """`queries` with the embeddings of all their texts; `row_of` maps a text to its row in `vectors`."""
-    tasks_QH = np.zeros((len(queries), vectors.shape[1]), dtype=np.float32)
-    for number, query in enumerate(queries):
-        if query.tasks:
-            tasks_QH[number] = vectors[[row_of[task] for task in query.tasks]].mean(axis=0)
     return Asked(
         texts=tuple(query.text for query in queries),
         texts_QH=vectors[[row_of[query.text] for query in queries]],
         titles_QH=vectors[[row_of[query.typed] for query in queries]],
-        tasks_QH=tasks_QH,
+        tasks_QH=mean_tasks([query.tasks for query in queries], row_of, vectors),
     )
 
 
@@ -289,25 +292,3 @@ def _ranked(query: AskedFor, scores: Matrix, keys: Sequence[str]) -> list[dict[s
         }
         for rank, row in enumerate(order.tolist(), start=1)
     ]
-
-
-def _save_collection(collection: Collection, file: Path) -> None:
-    """Write the embeddings of the postings, in half precision: they are computed once."""
-    np.savez(file, texts=collection.texts_NH.astype(np.float16), names=collection.names_KH.astype(np.float16))
-
-
-def _load_collection(documents: Sequence[Mapping[str, Any]], file: Path) -> Collection:
-    with np.load(file) as vectors:
-        texts_NH, names_KH = vectors["texts"].astype(np.float32), vectors["names"].astype(np.float32)
-    return _collection(documents, texts_NH=texts_NH, names_KH=names_KH)
-
-
-def _collection(documents: Sequence[Mapping[str, Any]], *, texts_NH: Matrix, names_KH: Matrix) -> Collection:
-    return Collection(
-        keys=tuple(document["document_key"] for document in documents),
-        texts=tuple(document["text"] for document in documents),
-        names=tuple(tuple(document["names"]) for document in documents),
-        groups=tuple(document["group"] for document in documents),
-        texts_NH=texts_NH,
-        names_KH=names_KH,
-    )

@@ -18,11 +18,10 @@ import numpy.typing as npt
 
 from preceptor.errors import InputError
 from preceptor.recipe import MatchConfig
+from preceptor.sources.signals import Matrix
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-Matrix = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from scipy.special import log_softmax
 
 from preceptor.contracts import NUM_GRADES
-from preceptor.teachers.match_adapter import Matrix
+from preceptor.sources.signals import Matrix
 
 if TYPE_CHECKING:
     from torch import Tensor

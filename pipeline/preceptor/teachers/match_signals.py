@@ -1,99 +1,18 @@
-"""Signals: what a matching teacher knows of a query and every posting, each one number.
+"""Signals of a matching teacher: those that its source computes and those of its adapter.
 
-Shapes: Q queries, N postings, K names of all postings one after the other, H dimensions, S signals.
+Shapes: Q queries, N postings, H dimensions, S signals.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, Final
+from typing import Final, cast
 
 import numpy as np
 
-from preceptor.recipe import Signal
-from preceptor.sources.retrieval import top_k
-from preceptor.teachers.match_adapter import Adapter, Matrix
-
-_NUM_NEAR: Final = 8
-_MINOR_DIGITS: Final = 3
-"""Of an ISCO-08 code: four name a unit group, the first three its minor group."""
-
-_SHARPNESS: Final = 0.05
-"""How close to the closest name alone ``names`` is: the temperature of a mean of exponentials."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Collection:
-    """The postings: their texts, all their names (each posting's first is its title), the embeddings of both, and the
-    unit group of each."""
-
-    keys: tuple[str, ...]
-    texts: tuple[str, ...]
-    names: tuple[tuple[str, ...], ...]
-    groups: tuple[str, ...]
-    texts_NH: Matrix
-    names_KH: Matrix
-
-    @cached_property
-    def starts(self) -> list[int]:
-        """For each posting, where its names start in the K."""
-        counts = [len(names) for names in self.names]
-        return [0, *np.cumsum(counts)[:-1].tolist()]
-
-    @property
-    def titles_NH(self) -> Matrix:
-        """The embeddings of the postings' titles."""
-        return self.names_KH[self.starts]
-
-    @cached_property
-    def near_NH(self) -> Matrix:
-        """For each posting the mean embedding of the texts closest to its own."""
-        closest, _ = top_k(self.texts_NH, self.texts_NH, _NUM_NEAR + 1)
-        found = np.empty_like(self.texts_NH)
-        for row, near in enumerate(closest):
-            found[row] = self.texts_NH[near[near != row][:_NUM_NEAR]].mean(axis=0)
-        return found
-
-    @cached_property
-    def group_NH(self) -> Matrix:
-        """For each posting the mean embedding of the texts of its unit group."""
-        return mean_by(self.groups, self.texts_NH)
-
-    @cached_property
-    def minor_group_NH(self) -> Matrix:
-        """For each posting the mean embedding of the texts of its minor group."""
-        return mean_by([group[:_MINOR_DIGITS] for group in self.groups], self.texts_NH)
-
-    @cached_property
-    def words(self) -> tuple[Any, Any]:
-        """(vectoriser, TF-IDF weights [N, vocabulary]) of names and texts, words and pairs of words."""
-        from sklearn.feature_extraction.text import TfidfVectorizer
-
-        vectoriser = TfidfVectorizer(stop_words="english", sublinear_tf=True, ngram_range=(1, 2))
-        whole = [f"{'. '.join(names)}. {text}" for names, text in zip(self.names, self.texts, strict=True)]
-        return vectoriser, vectoriser.fit_transform(whole)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Asked:
-    """Queries: their texts for retrieval (title and, where there is a profile, description), embeddings of these and
-    of what was typed, and the mean embedding of the profile's tasks, nought where it has none."""
-
-    texts: tuple[str, ...]
-    texts_QH: Matrix
-    titles_QH: Matrix
-    tasks_QH: Matrix
-
-    def rows(self, chosen: Sequence[int]) -> Asked:
-        """The same for the `chosen` queries only."""
-        return Asked(
-            texts=tuple(self.texts[index] for index in chosen),
-            texts_QH=self.texts_QH[list(chosen)],
-            titles_QH=self.titles_QH[list(chosen)],
-            tasks_QH=self.tasks_QH[list(chosen)],
-        )
+from preceptor.recipe import PlainSignal, Signal, TunedSignal
+from preceptor.sources.signals import Asked, Collection, Matrix, measure, soft_names
+from preceptor.teachers.match_adapter import Adapter
 
 
 def signals_of(
@@ -105,7 +24,7 @@ def signals_of(
     for start in range(0, len(asked.texts), chunk):
         part = asked.rows(range(start, min(start + chunk, len(asked.texts))))
         for index, name in enumerate(names):
-            found[start : start + chunk, :, index] = _MEASURES[name](part, collection, adapted)
+            found[start : start + chunk, :, index] = _signal(name, part, collection, adapted)
     return found
 
 
@@ -114,71 +33,27 @@ class _Adapted:
 
     def __init__(self, adapter: Adapter, collection: Collection) -> None:
         self.adapter = adapter
+        self.starts = collection.starts
         self.texts_NH = adapter.postings(collection.texts_NH)
         self.names_KH = adapter.postings(collection.names_KH)
 
 
-def soft_names(cosines_QK: Matrix, starts: Sequence[int]) -> Matrix:
-    """For each posting, [Q, N], the logarithm of the mean exponential of its names' cosines, scaled as a cosine."""
-    counts = np.diff([*starts, cosines_QK.shape[1]])
-    summed = np.add.reduceat(np.exp((cosines_QK - 1) / _SHARPNESS), starts, axis=1)
-    return np.asarray(1 + _SHARPNESS * np.log(summed / counts), dtype=np.float32)
-
-
-def best_name(cosines_QK: Matrix, starts: Sequence[int]) -> Matrix:
-    """For each posting, [Q, N], the largest cosine of its names."""
-    return np.asarray(np.maximum.reduceat(cosines_QK, starts, axis=1), dtype=np.float32)
-
-
-def mean_by(groups: Sequence[str], vectors_NH: Matrix) -> Matrix:
-    """For each row the mean of the rows of its group, [N, H]."""
-    _, number_N, counts = np.unique(np.asarray(groups), return_inverse=True, return_counts=True)
-    sums = np.zeros((len(counts), vectors_NH.shape[1]), dtype=np.float32)
-    np.add.at(sums, number_N, vectors_NH)
-    return np.asarray((sums / counts[:, None])[number_N], dtype=np.float32)
-
-
-def best_by(groups: Sequence[str], scores_QN: Matrix) -> Matrix:
-    """For each column the largest of the columns of its group, [Q, N]."""
-    _, number_N, counts = np.unique(np.asarray(groups), return_inverse=True, return_counts=True)
-    starts = [0, *np.cumsum(counts)[:-1].tolist()]
-    ordered = scores_QN[:, np.argsort(number_N, kind="stable")]
-    return np.asarray(np.maximum.reduceat(ordered, starts, axis=1)[:, number_N], dtype=np.float32)
-
-
-def _words(asked: Asked, collection: Collection, adapted: _Adapted | None) -> Matrix:
-    vectoriser, weights = collection.words
-    return np.asarray((vectoriser.transform(asked.texts) @ weights.T).toarray(), dtype=np.float32)
-
-
-def _tuned(adapted: _Adapted | None) -> _Adapted:
+def _signal(name: Signal, asked: Asked, collection: Collection, adapted: _Adapted | None) -> Matrix:
+    if name not in _TUNED:
+        return measure(cast(PlainSignal, name), asked, collection)
     assert adapted is not None, "a tuned signal needs an adapter"
-    return adapted
+    return _TUNED[name](asked, adapted)
 
 
-def _tuned_text(asked: Asked, collection: Collection, adapted: _Adapted | None) -> Matrix:
-    tuned = _tuned(adapted)
-    return np.asarray(tuned.adapter.queries(asked.texts_QH) @ tuned.texts_NH.T, dtype=np.float32)
+def _tuned_text(asked: Asked, adapted: _Adapted) -> Matrix:
+    return np.asarray(adapted.adapter.queries(asked.texts_QH) @ adapted.texts_NH.T, dtype=np.float32)
 
 
-def _tuned_names(asked: Asked, collection: Collection, adapted: _Adapted | None) -> Matrix:
-    tuned = _tuned(adapted)
-    return soft_names(tuned.adapter.queries(asked.titles_QH) @ tuned.names_KH.T, collection.starts)
+def _tuned_names(asked: Asked, adapted: _Adapted) -> Matrix:
+    return soft_names(adapted.adapter.queries(asked.titles_QH) @ adapted.names_KH.T, adapted.starts)
 
 
-_Measure = Callable[[Asked, Collection, "_Adapted | None"], Matrix]
-_MEASURES: Final[dict[Signal, _Measure]] = {
-    "text": lambda asked, all_, _: asked.texts_QH @ all_.texts_NH.T,
-    "names": lambda asked, all_, _: soft_names(asked.texts_QH @ all_.names_KH.T, all_.starts),
-    "best_name": lambda asked, all_, _: best_name(asked.texts_QH @ all_.names_KH.T, all_.starts),
-    "title_text": lambda asked, all_, _: asked.titles_QH @ all_.texts_NH.T,
-    "title_names": lambda asked, all_, _: soft_names(asked.titles_QH @ all_.names_KH.T, all_.starts),
+_TUNED: Final[dict[TunedSignal, Callable[[Asked, _Adapted], Matrix]]] = {
     "tuned_text": _tuned_text,
     "tuned_names": _tuned_names,
-    "words": _words,
-    "tasks": lambda asked, all_, _: asked.tasks_QH @ all_.texts_NH.T,
-    "near": lambda asked, all_, _: asked.texts_QH @ all_.near_NH.T,
-    "group": lambda asked, all_, _: asked.texts_QH @ all_.group_NH.T,
-    "best_of_group": lambda asked, all_, _: best_by(all_.groups, asked.texts_QH @ all_.texts_NH.T),
-    "minor_group": lambda asked, all_, _: asked.texts_QH @ all_.minor_group_NH.T,
 }
