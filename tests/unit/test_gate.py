@@ -25,7 +25,7 @@ from preceptor.contracts import (
     write_table,
 )
 from preceptor.errors import GateFailed, InputError, PolicyError, RecipeError
-from preceptor.evaluation.baselines import popularity_scores, tfidf_scores
+from preceptor.evaluation.baselines import knows_any, popularity_scores, tfidf_scores
 from preceptor.evaluation.gate import gate
 from preceptor.evaluation.holdout import cheapest_grade, expected_gain, softmax
 from preceptor.evaluation.metrics import auc, ece, graded_ece, log_loss, ndcg_at, quadratic_kappa
@@ -322,9 +322,15 @@ def test_without_any_holdout_nothing_is_measured(market, tmp_path) -> None:
         gate(asking, corpus=corpus, **none, out=tmp_path / "asking")
 
 
-def test_systems_that_were_not_given_have_no_rows(corpus, tmp_path) -> None:
+def test_systems_that_were_not_given_have_no_rows(market, corpus, tmp_path) -> None:
     gate(CONFIG, corpus=corpus, relevance=None, engagement=None, student=None, out=tmp_path / "gate")
-    assert {name.split()[0] for name in values(tmp_path / "gate")} == {"tfidf", "popularity"}
+    assert {name.split()[0] for name in values(tmp_path / "gate")} == {"tfidf"}
+    # Popularity speaks where a held-out document was shown in training too.
+    train, held = market.of("train")[0][0], market.of("holdout")[0][0]
+    again = [{**pair, "document_id": train["document_id"]} if pair is held else pair for pair in market.pairs]
+    shared = write_corpus(replace(market, pairs=again), tmp_path / "shared")
+    gate(CONFIG, corpus=shared, relevance=None, engagement=None, student=None, out=tmp_path / "again")
+    assert {name.split()[0] for name in values(tmp_path / "again")} == {"tfidf", "popularity"}
 
 
 def test_predicted_grade_is_the_cheapest_under_quadratic_cost() -> None:
@@ -355,6 +361,13 @@ def test_popularity_is_smoothed_towards_the_mean(market) -> None:
     table = rows_to_table(rows, IMPRESSIONS)
     asked = rows_to_table([dict(pair), dict(other), dict(market.pairs[10])], PAIRS)["document_id"]
     assert popularity_scores(table, asked, prior=10) == pytest.approx([12.5 / 20, 2.5 / 40, 0.25])
+
+
+def test_popularity_is_silent_where_no_document_was_shown_before(market) -> None:
+    shown = rows_to_table([impression(pair, 0, 0) for pair in market.pairs[:2]], IMPRESSIONS)
+    asked = rows_to_table([dict(pair) for pair in market.pairs[1:4]], PAIRS)["document_id"]
+    assert knows_any(shown, asked)
+    assert not knows_any(shown.slice(0, 1), asked) and not knows_any(shown.slice(0, 0), asked)
 
 
 def test_the_gate_measures_on_the_sealed_holdout_alone_and_says_that_it_looked(

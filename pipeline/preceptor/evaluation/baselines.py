@@ -33,6 +33,12 @@ def tfidf_scores(train: Iterable[pa.Table], pairs: pa.Table) -> Floats:
     return np.asarray(left.multiply(right).sum(axis=1), dtype=np.float64).ravel()
 
 
+def knows_any(impressions: pa.Table, document_ids: pa.ChunkedArray) -> bool:
+    """Whether `impressions` show any of `document_ids`; where texts hold numbers of their request they show none, and
+    popularity would rank nothing."""
+    return bool(pc.any(pc.is_in(document_ids, value_set=impressions["document_id"].combine_chunks())).as_py())
+
+
 def popularity_scores(
     impressions: pa.Table, document_ids: pa.ChunkedArray, *, action: str = "click", prior: float = 10.0
 ) -> Floats:

@@ -28,7 +28,7 @@ from preceptor.contracts import (
     write_table,
 )
 from preceptor.errors import GateFailed, RecipeError
-from preceptor.evaluation.baselines import popularity_scores, tfidf_scores
+from preceptor.evaluation.baselines import knows_any, popularity_scores, tfidf_scores
 from preceptor.evaluation.holdout import (
     Holdout,
     Predictions,
@@ -221,7 +221,7 @@ def _measure_actions(
         if not labels.any():
             continue
         queries = _numbered(shown["query_id"])
-        if holdout.train_impressions.num_rows:
+        if knows_any(holdout.train_impressions, shown["document_id"]):
             popular = popularity_scores(holdout.train_impressions, shown["document_id"], action=action)
             ranking = _weighted(queries, auc, labels, popular)
             measured.append(_measure(config, queries, "popularity", action, "auc", ranking))
@@ -246,7 +246,7 @@ def _baseline_scores(holdout: Holdout) -> Iterator[tuple[tuple[str, str], Floats
     first = next(train, None)
     if first is not None:
         yield ("tfidf", OVERALL), tfidf_scores(itertools.chain([first], train), holdout.golden)
-    if holdout.train_impressions.num_rows:
+    if knows_any(holdout.train_impressions, holdout.golden["document_id"]):
         yield ("popularity", OVERALL), popularity_scores(holdout.train_impressions, holdout.golden["document_id"])
 
 
