@@ -35,7 +35,7 @@ from preceptor.sources.occupations import (
 )
 from preceptor.sources.pairs import read_pairs
 from preceptor.sources.retrieval import embed, encoder_dir, tfidf_similarities, top_k
-from preceptor.sources.signals import VECTORS_FILE
+from preceptor.sources.signals import VECTORS_FILE, Asked, embed_collection, measure
 from preceptor.sources.simulated_clicks import Shown, appeal, apply_prob, click_prob, simulate
 from preceptor.sources.tables import CANDIDATES, DOCUMENTS, JUDGEMENTS, QUERIES
 from tests.unit.source_data import (
@@ -273,31 +273,45 @@ def test_golden_keeps_the_crosswalks_grades_and_says_which_are_weak(corpus: Path
     assert {row["split"] for row in golden if row["slice"] == "alternate_title"} == {"train"}
 
 
-def test_signals_are_the_last_words_of_a_document_to_two_digits_or_absent(corpus: Path, tmp_path: Path) -> None:
+def test_signals_are_the_last_words_of_a_document_to_two_digits_or_absent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write_data(tmp_path / "data")
+    monkeypatch.setattr("preceptor.sources.jobmatch._CHUNK", 7)
+    corpus = jobmatch(config_for(data), policy=POLICY_DIR, out=tmp_path / "shown" / "v1", encode=word_encoder).path
     documents = {row["document_key"]: row for row in read_table(corpus / "documents", DOCUMENTS).to_pylist()}
     queries = {(row["query_id"], row["profile_id"]): row for row in read_table(corpus / "queries", QUERIES).to_pylist()}
+    assert len(queries) > 3 * 7
     pairs = {row["pair_id"]: row["document"] for row in read_table(corpus / "pairs", PAIRS).to_pylist()}
     by_group: dict[str, list[str]] = {}
     for document in documents.values():
         by_group.setdefault(document["group"], []).append(document["text"])
+    collection = embed_collection(list(documents.values()), word_encoder)
     for row in read_table(corpus / "candidates", CANDIDATES).to_pylist()[::37]:
         numbers = dict(item.rsplit(" ", 1) for item in pairs[row["pair_id"]].rsplit(" [", 1)[1][:-1].split(" | "))
         query, document = queries[row["query_id"], row["profile_id"]], documents[row["document_key"]]
-        asked = word_encoder([query["text"]])[0]
-        wanted = {
-            "text": row["similarity"],
-            "best name": max(word_encoder(document["names"]) @ asked),
-            "group": (word_encoder(by_group[document["group"]]) @ asked).mean(),
-            "tasks": (word_encoder(query["tasks"]) @ word_encoder([document["text"]])[0]).mean()
-            if query["tasks"]
-            else 0,
-        }
+        asked, tasks = word_encoder([query["text"]]), word_encoder(query["tasks"])
         assert list(numbers) == sorted(name.replace("_", " ") for name in SHOWN)
         assert all(len(number) == 2 for number in numbers.values())
-        for name, value in wanted.items():
+        one = Asked(
+            texts=(query["text"],),
+            texts_QH=asked,
+            titles_QH=asked,
+            tasks_QH=tasks.mean(axis=0, keepdims=True) if len(tasks) else 0 * asked,
+        )
+        place = collection.keys.index(row["document_key"])
+        wanted = {name.replace("_", " "): measure(name, one, collection)[0, place] for name in SHOWN}
+        by_hand = {
+            "text": row["similarity"],
+            "best name": max(word_encoder(document["names"]) @ asked[0]),
+            "group": (word_encoder(by_group[document["group"]]) @ asked[0]).mean(),
+            "tasks": (tasks @ word_encoder([document["text"]])[0]).mean() if len(tasks) else 0,
+        }
+        for name, value in [*wanted.items(), *by_hand.items()]:
             assert abs(int(numbers[name]) - min(100 * value, 99)) < 1, name
-    config = config_for(write_data(tmp_path / "data"), shown=())
-    plain = jobmatch(config, policy=POLICY_DIR, out=tmp_path / "out" / "v1", encode=word_encoder).path
+    plain = jobmatch(
+        config_for(data, shown=()), policy=POLICY_DIR, out=tmp_path / "plain" / "v1", encode=word_encoder
+    ).path
     found = read_table(plain / "pairs", PAIRS)
     assert len(set(found["document_id"].to_pylist())) <= NUM_POSTINGS
     assert not any("]" in text for text in found["document"].to_pylist())

@@ -32,7 +32,7 @@ def render_pair(query: str, profile: str, document: str) -> str:
 
 
 def with_numbers(text: str, numbers: Mapping[str, float | None]) -> str:
-    """`text` with its numeric features as last words: ``Nurse, Leeds [pay 34.5 | distance km 3]``.
+    """`text` with its numeric features as last words: ``Nurse, Leeds [distance km 3 | pay 34.5]``.
 
     Features stand by name in alphabetical order, with three significant digits and never an exponent, so that equal
     values read the same wherever they come from; what is None or not a number is left out. The text, and with it the
@@ -47,9 +47,11 @@ def with_numbers(text: str, numbers: Mapping[str, float | None]) -> str:
 def with_hundredths(text: str, numbers: Mapping[str, float]) -> str:
     """`text` with shares or cosines as last words, two digits each: ``Nurse, Leeds [names 58 | words 07]``.
 
-    For numbers between 0 and 1; what lies outside stands as 00 or 99. Features stand by name in alphabetical order and
-    always at the same distance from the end, so that a model of a single layer can tell them apart by their place:
-    such a student kept 0.979 of its teacher's NDCG@10 where `with_numbers` left it 0.941 (bench/RESULTS.md).
+    For numbers between 0 and 1; what lies outside stands as 00 or 99, NaN is a ValueError. Features stand by name in
+    alphabetical order and always at the same distance from the end, so that a model of a single layer can tell them
+    apart by their place: such a student kept 0.979 of its teacher's NDCG@10, and 0.941 of it with hundredths of one
+    digit or two (bench/RESULTS.md). Documents are cut at their end: leave room in `max_document_tokens`, five or six
+    tokens a feature.
     """
     return _with_fields(text, {name: f"{min(max(round(100 * value), 0), 99):02d}" for name, value in numbers.items()})
 

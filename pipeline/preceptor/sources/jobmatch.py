@@ -12,7 +12,6 @@ import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Final
@@ -36,7 +35,7 @@ from preceptor.sources.occupations import (
     read_occupations,
     read_postings,
 )
-from preceptor.sources.retrieval import Encoder, embed, embed_texts, encoder_dir, open_encoder
+from preceptor.sources.retrieval import Encoder, embed_texts, encoder_dir, open_encoder
 from preceptor.sources.signals import (
     VECTORS_FILE,
     Asked,
@@ -94,9 +93,10 @@ def jobmatch(config: JobmatchConfig, *, policy: Path, out: Path, encode: Encoder
     occupations = read_occupations(config.data, postings)
     queries, rejects = build_queries(occupations, seed=config.seed)
     documents = [_document_row(posting) for posting in postings]
-    exact = encode or partial(embed, label="embedding")
+    # In float32 on every machine: two digits of a cosine stand in texts, and ids follow from these.
+    exact = encode or open_encoder(encoder_dir(), label="embedding")
     texts_QH, texts_NH = exact([query.text for query in queries]), exact([posting.text for posting in postings])
-    signals = _shown_signals(config, queries, documents, texts_QH, texts_NH, encode=encode, out=out)
+    signals = _shown_signals(config, queries, documents, texts_QH, texts_NH, encode=exact, out=out)
     candidates = [
         candidate
         for query, row, shown in zip(queries, texts_QH @ texts_NH.T, signals, strict=True)
@@ -133,18 +133,16 @@ def _shown_signals(
     texts_QH: Matrix,
     texts_NH: Matrix,
     *,
-    encode: Encoder | None,
+    encode: Encoder,
     out: Path,
 ) -> Iterator[dict[PlainSignal, Matrix]]:
     """For each query its shown signals, [num_postings] each; the embeddings of the postings go to `out`."""
     if not config.shown:
         yield from ({} for _ in queries)
         return
-    # Shown to two digits, so that bfloat16, four times as fast where a CPU has it, is exact enough.
-    quick = encode or open_encoder(encoder_dir(), precision="bfloat16", label="embedding")
-    collection = embed_collection(documents, quick, texts_NH=texts_NH)
+    collection = embed_collection(documents, encode, texts_NH=texts_NH)
     save_collection(collection, out / VECTORS_FILE)
-    row_of, vectors = embed_texts([text for query in queries for text in (query.query, *query.tasks)], quick)
+    row_of, vectors = embed_texts([text for query in queries for text in (query.query, *query.tasks)], encode)
     asked = Asked(
         texts=tuple(query.text for query in queries),
         texts_QH=texts_QH,

@@ -36,9 +36,9 @@ def encoder_dir() -> Path:
     return folder
 
 
-def embed(texts: Sequence[str], *, batch_size: int = 64, label: str | None = None) -> Embeddings:
+def embed(texts: Sequence[str], *, batch_size: int = 64) -> Embeddings:
     """Unit-length MiniLM embeddings of `texts`, [len(texts), 384], in their order (see `open_encoder`)."""
-    return open_encoder(encoder_dir(), batch_size=batch_size, label=label)(texts)
+    return open_encoder(encoder_dir(), batch_size=batch_size)(texts)
 
 
 def open_encoder(

@@ -14,6 +14,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from preceptor.contracts import whole_file
 from preceptor.recipe import PlainSignal
 from preceptor.sources.retrieval import Encoder, embed_texts, top_k
 
@@ -158,7 +159,8 @@ def embed_collection(
 def save_collection(collection: Collection, file: Path) -> None:
     """Write the embeddings of the postings, in half precision: they are computed once."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(file, texts=collection.texts_NH.astype(np.float16), names=collection.names_KH.astype(np.float16))
+    with whole_file(file) as sink:
+        np.savez(sink, texts=collection.texts_NH.astype(np.float16), names=collection.names_KH.astype(np.float16))
 
 
 def load_collection(documents: Sequence[Mapping[str, Any]], file: Path) -> Collection:

@@ -1,7 +1,8 @@
 """The relevance teacher that matches: it compares a query and its profile's tasks with the texts and names of postings
 and of their kin, and scores with that.
 
-It reads what no student reads, tasks and all names of a posting, and computes in seconds over a whole collection.
+It reads tasks and all names of a posting, of which a student is shown numbers at most, and computes in seconds over a
+whole collection.
 Like any teacher it leaves TEACHER_SCORES: five logits of head 'overall' for each pair, which students learn from.
 """
 
@@ -53,6 +54,8 @@ NUM_RANKED: Final = 100
 """Places of the whole collection that are kept for each held-out query."""
 
 _MATRICES: Final = "adapter.npz"
+_ALIKE: Final = 0.98
+"""A cosine that bfloat16 and half precision stay above, and another encoder does not."""
 _KINDS: Final = ("described", "typed")
 _CUT: Final = 10
 
@@ -104,7 +107,7 @@ def match_teacher(
     if not queries:
         raise InputError(f"{corpus.path / 'queries'}: no judged query of split 'train'. A matching teacher needs some.")
     titles = read_titles(corpus.path, rows, queries)
-    collection = _collection(config, corpus, documents, encode, out)
+    collection = _collection(corpus, documents, encode, out)
     row_of, vectors = embed_texts(
         [*(title.text for title in titles), *(text for query in queries for text in query.texts)], encode
     )
@@ -248,16 +251,23 @@ def load_matcher(folder: Path) -> Matcher:
     )
 
 
-def _collection(
-    config: MatchConfig, corpus: Record, documents: Sequence[Mapping[str, Any]], encode: Encoder, out: Path
-) -> Collection:
+def _collection(corpus: Record, documents: Sequence[Mapping[str, Any]], encode: Encoder, out: Path) -> Collection:
     """The corpus' embeddings of its postings, where it has any by this encoder; others are made, and kept in `out`."""
     theirs = corpus.path / VECTORS_FILE
-    if config.encoder == "minilm" and theirs.is_file():
-        return load_collection(documents, theirs)
+    if theirs.is_file():
+        collection = load_collection(documents, theirs)
+        if _embeds_alike(encode, collection):
+            return collection
     collection = embed_collection(documents, encode)
     save_collection(collection, out / VECTORS_FILE)
     return collection
+
+
+def _embeds_alike(encode: Encoder, collection: Collection) -> bool:
+    """Whether `encode` gives the collection's own embeddings, but for rounding, of its first and last text."""
+    ends = [0, len(collection.texts) - 1]
+    found, known = encode([collection.texts[end] for end in ends]), collection.texts_NH[ends]
+    return found.shape == known.shape and bool(((found * known).sum(axis=1) > _ALIKE).all())
 
 
 def _adapter(
