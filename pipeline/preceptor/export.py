@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -17,8 +18,10 @@ from preceptor.bundle import (
     require_overall,
     require_policy,
 )
+from preceptor.contracts import PAIRS, iter_tables
 from preceptor.errors import GateFailed, StageFailed, reason_of
 from preceptor.parity import check_parity
+from preceptor.ranker.text import features_of
 from preceptor.recipe import Blend
 from preceptor.record import Record, begin, write_json
 
@@ -37,6 +40,9 @@ _ORIGINS: Final = {
     "smollm2-135m": "SmolLM2-135M-Instruct (Hugging Face, Apache-2.0)",
     "random-tiny": "random weights: it is for tests and ranks by chance",
 }
+
+_NUM_READ: Final = 200
+"""Training documents that are looked at for the numbers they end with."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +104,7 @@ def _write(target: Path, bundle_id: str, config: ExportConfig, *, student: Recor
         "blend": asdict(config.blend),
         "lineage": {"student": student.fingerprint, "gate": gate.fingerprint, "inputs": dict(student.inputs)},
         "gate": dict(gate.metrics),
+        "features": features_read(student),
         "known_answers": [asdict(answer) for answer in answers],
     }
     try:
@@ -111,6 +118,17 @@ def _write(target: Path, bundle_id: str, config: ExportConfig, *, student: Recor
         ) from error
     write_json(target / "record.json", {key: value for key, value in asdict(student).items() if key != "path"})
     write_json(target / BUNDLE_FILE, described)
+
+
+def features_read(student: Record) -> list[str]:
+    """The numeric features, by name, that most of the first of the student's training documents end with."""
+    folder = student.path / "training" / "pairs"
+    if not folder.is_dir():
+        return []
+    first = next(iter_tables(folder, PAIRS), None)
+    documents = [] if first is None else first["document"].slice(0, _NUM_READ).to_pylist()
+    counted = Counter(name for document in documents for name in features_of(document))
+    return sorted(name for name, num in counted.items() if 2 * num > len(documents))
 
 
 def model_card(described: Mapping[str, Any], student: Record) -> str:
@@ -131,7 +149,7 @@ Read a pair as `Query: ...`, `Member: ...`, `Posting: ...`, `Grade: ` on lines o
 break tokenised apart from what precedes it. Use raw logits: softmax the five, sigmoid the others. It ranks by
 {described["blend"]} (expected grade / 4 and action probabilities).
 
-Its weights derive from {_ORIGINS.get(described["backbone"], described["backbone"])}.
+{_features(described["features"])}Its weights derive from {_ORIGINS.get(described["backbone"], described["backbone"])}.
 {_share(student)}How it was trained: `record.json`. Where it comes from, and pairs with the logits any engine must come
 close to: `{BUNDLE_FILE}`.
 
@@ -142,6 +160,17 @@ close to: `{BUNDLE_FILE}`.
 What it learnt is as good as its policy, its graded examples and its clicks. Read the run's report for how they came
 about; truth that was constructed is called so there.
 """
+
+
+def _features(names: Sequence[str]) -> str:
+    """What has to stand at the end of a posting, where anything does."""
+    if not names:
+        return ""
+    shown = "`, `".join(names)
+    return (
+        f"Postings must end with the numbers it learnt to read (`{shown}`),\n"
+        "written by `preceptor.ranker.text` as in its training. Without them its scores mean little.\n\n"
+    )
 
 
 def _share(student: Record) -> str:

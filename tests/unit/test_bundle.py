@@ -27,11 +27,11 @@ from preceptor.bundle import (
     score_table,
     to_score,
 )
-from preceptor.contracts import OVERALL, PAIRS, SCORES, conform, make_pair, rows_to_table
+from preceptor.contracts import OVERALL, PAIRS, SCORES, conform, make_pair, rows_to_table, write_table
 from preceptor.errors import GateFailed, InputError, ParityError, StageFailed
 from preceptor.export import export
 from preceptor.parity import check_parity
-from preceptor.ranker.text import prompt_token_ids
+from preceptor.ranker.text import prompt_token_ids, with_hundredths
 from preceptor.record import Record, read_record
 from preceptor_serve.engine.loading import load_engine
 from preceptor_serve.engine.options import EngineOptions
@@ -82,6 +82,21 @@ def test_an_export_is_whole_and_says_where_it_comes_from(exported: Record, stude
     assert read_record(folder) == replace(student, path=folder)
     assert json.loads((folder / "config.json").read_text())["preceptor_policy_version"] == student.policy_version
     assert "student overall ndcg@10: 0.8100" in (folder / "README.md").read_text()
+
+
+def test_a_bundle_names_the_numbers_that_its_student_learnt_to_read(
+    exported: Record, student: Record, tmp_path: Path
+) -> None:
+    assert json.loads((exported.path / "bundle" / "bundle.json").read_text())["features"] == []
+    assert "must end with" not in (exported.path / "bundle" / "README.md").read_text()
+    shutil.copytree(student.path / "model", tmp_path / "student" / "model")
+    documents = [with_hundredths(f"posting {number}", {"best_name": 0.7, "words": 0.1}) for number in range(3)]
+    pairs = [make_pair("nurse", "", document, slice="s") for document in [*documents, "posting [remote 2]"]]
+    write_table(rows_to_table(pairs, PAIRS), tmp_path / "student" / "training" / "pairs" / "part-0.parquet", PAIRS)
+    taught = replace(student, path=tmp_path / "student")
+    folder = export(CONFIG, student=taught, gate=gate_record(tmp_path), out=tmp_path / "v1").path / "bundle"
+    assert json.loads((folder / "bundle.json").read_text())["features"] == ["best name", "words"]
+    assert "numbers it learnt to read (`best name`, `words`)" in (folder / "README.md").read_text()
 
 
 def test_exported_weights_are_the_students_in_bfloat16(exported: Record, student: Record) -> None:

@@ -27,7 +27,7 @@ from preceptor.ranker.isotonic import fit_isotonic, load_calibration, save_calib
 from preceptor.ranker.losses import Normalisers, Objective, Targets, action_within, loss_terms
 from preceptor.ranker.model import action_heads, init_ranker
 from preceptor.ranker.score_stage import logit_rows
-from preceptor.ranker.text import with_hundredths, with_numbers
+from preceptor.ranker.text import features_of, with_hundredths, with_numbers
 from preceptor.recipe import BackboneConfig, ClicksConfig, LinearConfig, PositionBias, TeacherConfig, TrainConfig
 from preceptor.recipes import tiny
 from preceptor.record import Record, to_jsonable
@@ -384,6 +384,13 @@ def test_hundredths_stand_at_the_same_distance_from_the_end() -> None:
     assert with_hundredths("Nurse", {"words": 0.068, "best_name": 0.714}) == "Nurse [best name 71 | words 07]"
     assert with_hundredths("Nurse", {"words": -0.1, "names": 0.9999}) == "Nurse [names 99 | words 00]"
     assert with_hundredths("Nurse", {}) == "Nurse"
+
+
+def test_the_features_of_a_text_are_read_back_by_name() -> None:
+    assert features_of(with_hundredths("Nurse [nights]", {"words": 0.07, "best_name": 0.7})) == ("best name", "words")
+    assert features_of(with_numbers("Nurse", {"pay": -34.5, "distance_km": 3})) == ("distance km", "pay")
+    for plain in ("Nurse", "Nurse [nights]", "Nurse [pay 3] in Leeds", "Nurse [12]", "Nurse [a | pay 3]", ""):
+        assert features_of(plain) == ()
 
 
 @given(st.floats(allow_nan=False, allow_infinity=False, width=32))

@@ -9,11 +9,14 @@ tokenizers that merge punctuation with a line break after it, as Llama 3's and Q
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from decimal import Decimal
 from typing import Any, Final
 
 _ANSWER: Final = "\nGrade: "
+_FEATURE: Final = r"[^\[\]|]*[^\[\]| ] -?[0-9]+(?:\.[0-9]+)?"
+_FEATURES: Final = re.compile(rf" \[({_FEATURE}(?: \| {_FEATURE})*)\]$")
 
 
 def render_prefix(query: str, profile: str) -> str:
@@ -54,6 +57,12 @@ def with_hundredths(text: str, numbers: Mapping[str, float]) -> str:
     tokens a feature.
     """
     return _with_fields(text, {name: f"{min(max(round(100 * value), 0), 99):02d}" for name, value in numbers.items()})
+
+
+def features_of(text: str) -> tuple[str, ...]:
+    """The names of the numeric features that `text` ends with, as `with_numbers` and `with_hundredths` write them."""
+    found = _FEATURES.search(text)
+    return tuple(item.rsplit(" ", 1)[0] for item in found[1].split(" | ")) if found else ()
 
 
 def _with_fields(text: str, fields: Mapping[str, str]) -> str:
