@@ -137,7 +137,7 @@ def jobmatch() -> Recipe:
     the crosswalk and count as grade 0. A product would ask for far more. The engagement teacher is linear, as the
     demo's is and for its reasons: in 100 steps a language model was at chance here too. The student is a single layer,
     outside embeddings a third of MiniLM's parameters: it reads the retriever's signals at the end of a posting. It sees
-    80,000 pairs in 10 minutes; five layers saw 4,000 in 7, and did not learn to weigh one number (bench/RESULTS.md).
+    80,000 pairs in 12 minutes; five layers saw 4,000 in 7, and did not learn to weigh one number (bench/RESULTS.md).
     """
     backbone = BackboneConfig(source="smollm2-135m", num_layers=1, max_prefix_tokens=112, max_document_tokens=160)
     train = TrainConfig(
@@ -156,7 +156,7 @@ def jobmatch() -> Recipe:
         name="jobmatch",
         source=JobmatchConfig(
             data=DATA,
-            num_train_candidates=8,
+            num_train_candidates=20,
             num_candidates=50,
             weak=("occupation_title", "posting_title"),
         ),
