@@ -25,7 +25,7 @@ from preceptor.contracts import (
     rows_to_table,
     write_table,
 )
-from preceptor.errors import InputError, StageFailed
+from preceptor.errors import InputError, StageFailed, reason_of
 from preceptor.pace import Pace
 from preceptor.precision import computed_in
 from preceptor.ranker.isotonic import Isotonic, load_calibration
@@ -59,9 +59,7 @@ def score(config: ScoreConfig, *, corpus: Record, model: Record, out: Path) -> R
             named = ({**row, "teacher": config.system} for row in rows)
             write_table(rows_to_table(named, TEACHER_SCORES), out / "scores" / name, TEACHER_SCORES)
     except RuntimeError as error:
-        raise StageFailed(
-            f"{out}: scoring stopped ({str(error).splitlines()[0][:200]}). Run again to go on."
-        ) from error
+        raise StageFailed(f"{out}: scoring stopped ({reason_of(error)}). Run again to go on.") from error
     return run.finish(num_rows_in=len(pairs), num_rows_kept=len(pairs), metrics={"system": config.system})
 
 

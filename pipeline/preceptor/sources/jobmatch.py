@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
@@ -161,7 +160,7 @@ def choose_candidates(
     similarities: npt.NDArray[np.float32],
     config: JobmatchConfig,
     *,
-    shown: Mapping[PlainSignal, Matrix] = MappingProxyType({}),
+    shown: Mapping[PlainSignal, Matrix],
 ) -> list[Candidate]:
     """The postings paired with `query`, by falling similarity; `similarities` [num_postings] are its own, as are the
     `shown` signals that stand at the end of a document, to two digits, where a causal model reads them just before it
