@@ -76,6 +76,7 @@ def main() -> None:
         num_candidates=50,
         # The teacher embeds the postings itself: its time is the cross-encoder's budget.
         shown=(),
+        num_past_requests=0,
         weak=("occupation_title", "posting_title"),
     )
     corpus = jobmatch(config, policy=POLICY_DIR, encode=memory.encode, out=arguments.out / "corpus" / "v1")

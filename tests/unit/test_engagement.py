@@ -27,14 +27,14 @@ from preceptor.ranker.isotonic import fit_isotonic, load_calibration, save_calib
 from preceptor.ranker.losses import Normalisers, Objective, Targets, action_within, loss_terms
 from preceptor.ranker.model import action_heads, init_ranker
 from preceptor.ranker.score_stage import logit_rows
-from preceptor.ranker.text import features_of, with_hundredths, with_numbers
+from preceptor.ranker.text import features_of, split_features, with_hundredths, with_numbers
 from preceptor.recipe import BackboneConfig, ClicksConfig, LinearConfig, PositionBias, TeacherConfig, TrainConfig
 from preceptor.recipes import tiny
 from preceptor.record import Record, to_jsonable
 from preceptor.teachers.calibrated import calibrate_ranker
 from preceptor.teachers.engagement import click_examples, corrected, engagement_teacher, exposures
 from preceptor.teachers.linear import Lesson, slopes
-from preceptor.teachers.linear_stage import LinearScores, load_linear, score_linear
+from preceptor.teachers.linear_stage import LinearScores, linear_logits, load_linear, score_linear
 from preceptor.teachers.position_bias import Cells, count_cells, harvested, intervention_rates, regression_em
 
 NUM_POSITIONS = 5
@@ -389,6 +389,9 @@ def test_hundredths_stand_at_the_same_distance_from_the_end() -> None:
 def test_the_features_of_a_text_are_read_back_by_name() -> None:
     assert features_of(with_hundredths("Nurse [nights]", {"words": 0.07, "best_name": 0.7})) == ("best name", "words")
     assert features_of(with_numbers("Nurse", {"pay": -34.5, "distance_km": 3})) == ("distance km", "pay")
+    numbered = with_numbers("Nurse [nights]", {"pay": -34.5, "distance_km": 3})
+    assert split_features(numbered) == ("Nurse [nights]", {"distance km": 3.0, "pay": -34.5})
+    assert split_features("Nurse [nights]") == ("Nurse [nights]", {})
     for plain in ("Nurse", "Nurse [nights]", "Nurse [pay 3] in Leeds", "Nurse [12]", "Nurse [a | pay 3]", ""):
         assert features_of(plain) == ()
 
@@ -464,10 +467,38 @@ def test_a_corrected_linear_teacher_learns_what_attracts(bias: Any, corpus: Reco
     assert set(load_calibration(teacher.path / "model")) == {"click", "apply"}
     if bias.endswith("tower"):
         # Scoring reads no tower: the same logits, but for calibration, without it.
-        heads, _ = load_linear(teacher.path / "model")
+        heads = load_linear(teacher.path / "model").heads
         assert len(heads["click"].tower_K) == NUM_POSITIONS
         falling = teacher.metrics["towers"]["click"]
         assert falling[0] == 0.0 and falling[-1] < -0.5
+
+
+def test_a_linear_teacher_reads_the_numbers_at_a_documents_end(tmp_path: Path) -> None:
+    documents = [f"Posting with some words [clicked {number:02d} | pay 7]" for number in range(60)]
+    asked = [f"query {number % 12}" for number in range(60)]
+    pairs = [make_pair(query, "", text, slice="s", split="train") for query, text in zip(asked, documents, strict=True)]
+    rng = random.Random(3)
+    when = datetime.datetime(2025, 1, 1, tzinfo=datetime.UTC)
+    shown = [
+        {"request_id": "r", "position": 1, "shown_at": when, "propensity": 1.0, "apply": False,
+         "click": rng.random() < number / 60,
+         **{name: pair[name] for name in ("pair_id", "query_id", "profile_id", "document_id", "split")}}
+        for number, pair in enumerate(pairs)
+        for _ in range(30)
+    ]  # fmt: skip
+    path = tmp_path / "corpus" / "v1"
+    write_table(rows_to_table(pairs, PAIRS), path / "pairs" / "0.parquet", PAIRS)
+    write_table(rows_to_table(shown, IMPRESSIONS), path / "impressions" / "0.parquet", IMPRESSIONS)
+    corpus = Record(stage="market", version="v1", fingerprint="c", path=path, config={})
+    teacher = engagement_teacher(LinearConfig(), corpus=corpus, out=tmp_path / "engagement_teacher" / "v1")
+    # Pay is the same everywhere, and says nothing.
+    assert teacher.metrics["numbers"] == ["clicked"]
+    unseen = [make_pair("q", "", f"Other words [clicked {n}]", slice="s", split="train") for n in (10, 30, 50)]
+    silent = make_pair("q", "", "Other words", slice="s", split="train")
+    low, middle, high, unsaid = linear_logits(load_linear(teacher.path / "model"), [*unseen, silent])["click"]
+    assert low < middle < high
+    assert low < unsaid < high
+    assert 1 / (1 + np.exp(-high)) == pytest.approx(50 / 60, abs=0.1)
 
 
 def test_a_language_model_takes_no_tower(corpus: Record, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ import pytest
 
 from preceptor.contracts import COUNTS, GOLDEN, IMPRESSIONS, PAIRS, REJECTS, content_id, make_pair, read_table
 from preceptor.errors import DriftError, InputError, RecipeError
+from preceptor.ranker.text import split_features
 from preceptor.recipe import POLICY_DIR, HeadlinesConfig
 from preceptor.recipe.sources import SHOWN
 from preceptor.sources.headlines import headlines
@@ -36,7 +37,7 @@ from preceptor.sources.occupations import (
 from preceptor.sources.pairs import read_pairs
 from preceptor.sources.retrieval import embed, encoder_dir, tfidf_similarities, top_k
 from preceptor.sources.signals import VECTORS_FILE, Asked, embed_collection, measure
-from preceptor.sources.simulated_clicks import Shown, appeal, apply_prob, click_prob, simulate
+from preceptor.sources.simulated_clicks import Shown, appeal, apply_prob, click_prob, past_clicks, simulate
 from preceptor.sources.tables import CANDIDATES, DOCUMENTS, JUDGEMENTS, QUERIES
 from tests.unit.source_data import (
     NUM_POSTINGS,
@@ -278,7 +279,8 @@ def test_signals_are_the_last_words_of_a_document_to_two_digits_or_absent(
 ) -> None:
     data = write_data(tmp_path / "data")
     monkeypatch.setattr("preceptor.sources.jobmatch._CHUNK", 7)
-    corpus = jobmatch(config_for(data), policy=POLICY_DIR, out=tmp_path / "shown" / "v1", encode=word_encoder).path
+    config = config_for(data, num_past_requests=0)
+    corpus = jobmatch(config, policy=POLICY_DIR, out=tmp_path / "shown" / "v1", encode=word_encoder).path
     documents = {row["document_key"]: row for row in read_table(corpus / "documents", DOCUMENTS).to_pylist()}
     queries = {(row["query_id"], row["profile_id"]): row for row in read_table(corpus / "queries", QUERIES).to_pylist()}
     assert len(queries) > 3 * 7
@@ -310,7 +312,10 @@ def test_signals_are_the_last_words_of_a_document_to_two_digits_or_absent(
         for name, value in [*wanted.items(), *by_hand.items()]:
             assert abs(int(numbers[name]) - min(100 * value, 99)) < 1, name
     plain = jobmatch(
-        config_for(data, shown=()), policy=POLICY_DIR, out=tmp_path / "plain" / "v1", encode=word_encoder
+        config_for(data, shown=(), num_past_requests=0),
+        policy=POLICY_DIR,
+        out=tmp_path / "plain" / "v1",
+        encode=word_encoder,
     ).path
     found = read_table(plain / "pairs", PAIRS)
     assert len(set(found["document_id"].to_pylist())) <= NUM_POSTINGS
@@ -357,7 +362,10 @@ def test_impressions_follow_the_stated_click_model() -> None:
         for query in (f"{split}1", f"{split}2")
         for number in range(12)
     ]
-    shown = [Shown(pair=pair, grade=index % 4, prominence=-index, appeal_key="one") for index, pair in enumerate(pairs)]
+    shown = [
+        Shown(pair=pair, grade=index % 4, prominence=-index, appeal_key="one", topic="t")
+        for index, pair in enumerate(pairs)
+    ]
     rows = list(simulate(shown, num_requests=2000, num_holdout_requests=2000, seed=1))
     grades = {item.pair["pair_id"]: item.grade for item in shown}
     assert all(row["click"] or not row["apply"] for row in rows)
@@ -377,6 +385,48 @@ def test_impressions_follow_the_stated_click_model() -> None:
         assert [row["position"] for row in listed] == list(range(1, 11))
         assert len({row["document_id"] for row in listed}) == 10
         assert len({(row["query_id"], row["profile_id"], row["split"]) for row in listed}) == 1
+
+
+def test_past_clicks_are_rates_of_other_topics_corrected_for_the_position() -> None:
+    pairs = [
+        make_pair(f"{topic} {query}", "", f"d{number}", slice="s", split="train")
+        for topic in ("nurse", "cook")
+        for query in range(2)
+        for number in range(12)
+    ]
+    # Prominence falls with the number, so that posting 11 is always shown low; only cooks find posting 0 suitable.
+    shown = [
+        Shown(
+            pair=pair,
+            grade=3 if pair["query"].startswith("cook") and pair["document"] == "d0" else 0,
+            prominence=-float(pair["document"][1:]),
+            appeal_key=pair["document"],
+            topic=pair["query"].split()[0],
+        )
+        for pair in pairs
+    ]
+    unseen = replace(shown[0], pair={**shown[0].pair, "split": "holdout"}, appeal_key="d99")
+    past = past_clicks([*shown, unseen], num_requests=8000, seed=1)
+    for number in (1, 5, 11):
+        key = f"d{number}"
+        assert past.rate(key, topic="nurse") == pytest.approx(click_prob(0, appeal(key)), abs=0.03)
+    assert past.rate("d0", topic="nurse") == pytest.approx(click_prob(3, appeal("d0")), abs=0.03)
+    assert past.rate("d0", topic="cook") == pytest.approx(click_prob(0, appeal("d0")), abs=0.03)
+    assert past.rate("d99", topic="nurse") == pytest.approx(past.mean_rate)
+    assert past_clicks([unseen], num_requests=100, seed=1).rate("d0", topic="nurse") == 0.0
+
+
+def test_a_document_says_how_often_its_posting_was_clicked_before(corpus: Path, tmp_path: Path) -> None:
+    config = config_for(write_data(tmp_path / "data"))
+    silent = jobmatch(
+        replace(config, num_past_requests=0), policy=POLICY_DIR, out=tmp_path / "out" / "v1", encode=word_encoder
+    ).path
+    said = [split_features(row["document"]) for row in read_table(corpus / "pairs", PAIRS).to_pylist()]
+    unsaid = [split_features(row["document"]) for row in read_table(silent / "pairs", PAIRS).to_pylist()]
+    assert all("clicked" in numbers for _, numbers in said)
+    assert len({numbers["clicked"] for _, numbers in said}) > 3
+    kept = [(text, {name: value for name, value in numbers.items() if name != "clicked"}) for text, numbers in said]
+    assert kept == unsaid
 
 
 def test_train_lists_follow_prominence_and_holdout_lists_do_not(corpus: Path) -> None:

@@ -61,8 +61,17 @@ def with_hundredths(text: str, numbers: Mapping[str, float]) -> str:
 
 def features_of(text: str) -> tuple[str, ...]:
     """The names of the numeric features that `text` ends with, as `with_numbers` and `with_hundredths` write them."""
+    return tuple(split_features(text)[1])
+
+
+def split_features(text: str) -> tuple[str, dict[str, float]]:
+    """`text` without the numeric features that it ends with, and these by name, as they are written: 0 to 99 where
+    `with_hundredths` wrote them."""
     found = _FEATURES.search(text)
-    return tuple(item.rsplit(" ", 1)[0] for item in found[1].split(" | ")) if found else ()
+    if not found:
+        return text, {}
+    said = (item.rsplit(" ", 1) for item in found[1].split(" | "))
+    return text[: found.start()], {name: float(value) for name, value in said}
 
 
 def _with_fields(text: str, fields: Mapping[str, str]) -> str:

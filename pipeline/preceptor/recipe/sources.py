@@ -37,7 +37,9 @@ class JobmatchConfig:
     """O*NET profiles and titles, ESCO postings and their crosswalk, from the folder `data`.
 
     `shown` are the signals that stand as numbers at the end of a document, as a retriever could tell them with its
-    candidates: what a small model then need not work out of the texts. `weak` names the sources of the weak pairs that
+    candidates: what a small model then need not work out of the texts. Beside them stands how often a posting was
+    clicked in `num_past_requests` earlier requests of other occupations (0: it does not stand there), as a product
+    would know it from its logs; nothing else of that traffic is kept. `weak` names the sources of the weak pairs that
     the corpus keeps for a teacher's retriever.
     """
 
@@ -46,6 +48,7 @@ class JobmatchConfig:
     num_train_candidates: int = 12
     num_requests: int = 4000
     num_holdout_requests: int = 1000
+    num_past_requests: int = 20_000
     shown: tuple[PlainSignal, ...] = SHOWN
     seed: int = 7
     weak: tuple[WeakSource, ...] = field(default=(), metadata=LATER)

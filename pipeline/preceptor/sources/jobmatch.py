@@ -11,7 +11,8 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final
 
@@ -44,13 +45,16 @@ from preceptor.sources.signals import (
     measure,
     save_collection,
 )
-from preceptor.sources.simulated_clicks import Shown, simulate
+from preceptor.sources.simulated_clicks import Shown, past_clicks, simulate
 from preceptor.sources.tables import CANDIDATES, DOCUMENTS, JUDGEMENTS, QUERIES, WEAK_PAIRS, config_of_content
 from preceptor.sources.weak_pairs import NEEDED_FILES, weak_pairs
 
 GRADER_ID: Final = "esco-onet-crosswalk"
 WEAK_GRADER_ID: Final = "esco-onet-crosswalk/alternate-title"
 """The grades of an occupation applied to one of its alternate titles, which may mean a speciality only."""
+
+CLICKED: Final = "clicked"
+"""The number that says how often a posting was clicked before, as a share of its examinations."""
 
 CALIBRATION_DEPTH: Final = 20
 """Candidates of a calibration query: deep enough to choose a fusion weight on, and cheap enough to score."""
@@ -62,14 +66,21 @@ _CHUNK: Final = 128
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """One posting chosen for one query: its grade, its place among all postings by similarity, and its PAIRS row."""
+    """One posting chosen for one query: its grade, its place among all postings by similarity, and the numbers between
+    0 and 1 that its document ends with."""
 
     query: Query
     posting: Posting
     grade: int
     similarity: float
     rank: int
-    pair: dict[str, str]
+    numbers: Mapping[str, float]
+
+    @cached_property
+    def pair(self) -> dict[str, str]:
+        """Its PAIRS row."""
+        asked, document = self.query, with_hundredths(self.posting.document, self.numbers)
+        return make_pair(asked.query, asked.profile, document, slice=asked.slice, split=asked.occupation.split)
 
 
 def jobmatch(config: JobmatchConfig, *, policy: Path, out: Path, encode: Encoder | None = None) -> Record:
@@ -101,6 +112,8 @@ def jobmatch(config: JobmatchConfig, *, policy: Path, out: Path, encode: Encoder
         for query, row, shown in zip(queries, texts_QH @ texts_NH.T, signals, strict=True)
         for candidate in choose_candidates(query, postings, row, config, shown=shown)
     ]
+    if config.num_past_requests:
+        candidates = _with_past_clicks(candidates, config)
     impressions = rows_to_table(_impressions(candidates, config), IMPRESSIONS)
     tables = {
         "pairs": rows_to_table((dict(item.pair) for item in candidates), PAIRS),
@@ -186,8 +199,6 @@ def choose_candidates(
         if index not in chosen:
             continue
         similarity = float(similarities[index])
-        numbers = {str(name): float(values[index]) for name, values in shown.items()}
-        document = with_hundredths(postings[index].document, numbers)
         found.append(
             Candidate(
                 query=query,
@@ -195,7 +206,7 @@ def choose_candidates(
                 grade=int(grades[index]),
                 similarity=similarity,
                 rank=rank,
-                pair=make_pair(query.query, query.profile, document, slice=query.slice, split=split),
+                numbers={str(name): float(values[index]) for name, values in shown.items()},
             )
         )
     return found
@@ -215,13 +226,30 @@ def _train_choice(
     return set(chosen)
 
 
-def _impressions(candidates: Sequence[Candidate], config: JobmatchConfig) -> Iterator[dict[str, Any]]:
-    shown = [
-        Shown(pair=item.pair, grade=item.grade, prominence=item.similarity, appeal_key=item.posting.key)
+def _with_past_clicks(candidates: Sequence[Candidate], config: JobmatchConfig) -> list[Candidate]:
+    past = past_clicks([_shown(item) for item in candidates], num_requests=config.num_past_requests, seed=config.seed)
+    return [
+        replace(
+            item,
+            numbers={**item.numbers, CLICKED: past.rate(item.posting.key, topic=item.query.occupation.code)},
+        )
         for item in candidates
     ]
+
+
+def _shown(item: Candidate) -> Shown:
+    return Shown(
+        pair=item.pair,
+        grade=item.grade,
+        prominence=item.similarity,
+        appeal_key=item.posting.key,
+        topic=item.query.occupation.code,
+    )
+
+
+def _impressions(candidates: Sequence[Candidate], config: JobmatchConfig) -> Iterator[dict[str, Any]]:
     return simulate(
-        shown,
+        [_shown(item) for item in candidates],
         num_requests=config.num_requests,
         num_holdout_requests=config.num_holdout_requests,
         seed=config.seed,

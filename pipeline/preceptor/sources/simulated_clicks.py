@@ -9,29 +9,33 @@ from __future__ import annotations
 
 import datetime
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any, Final
 
 from preceptor.contracts import content_id
 from preceptor.logits import sigmoid
-from preceptor.market.clicks import propensity, respond
+from preceptor.market.clicks import Response, propensity, respond
 
 DOCUMENTS_PER_REQUEST: Final = 10
 
+_PRIOR: Final = 10.0
+"""Examinations that the mean rate counts for in a posting's own."""
 _ORDER_NOISE: Final = 0.05  # of a cosine: enough to show one posting at several positions
 _STARTED: Final = datetime.datetime(2025, 1, 1, tzinfo=datetime.UTC)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Shown:
-    """A pair that may be shown. `prominence` orders the result list; `appeal_key` is the posting's identity."""
+    """A pair that may be shown. `prominence` orders the result list; `appeal_key` is the posting's identity, `topic`
+    what was asked for, however it was worded."""
 
     pair: dict[str, str]
     grade: int
     prominence: float
     appeal_key: str
+    topic: str
 
 
 def appeal(key: str) -> float:
@@ -49,6 +53,44 @@ def apply_prob(grade: int, appeal: float) -> float:
     return sigmoid(-3.0 + 1.1 * grade - 0.3 * appeal)
 
 
+@dataclass(frozen=True, kw_only=True)
+class PastClicks:
+    """What earlier traffic did: by posting and by (posting, topic), [examinations expected, clicks]."""
+
+    of_posting: Mapping[str, tuple[float, int]]
+    of_topic: Mapping[tuple[str, str], tuple[float, int]]
+    mean_rate: float
+
+    def rate(self, key: str, *, topic: str) -> float:
+        """Clicks per examination of the posting `key` in requests of any other `topic`, 0 to 1: towards the mean of
+        all postings by as much as _PRIOR examinations weigh."""
+        examined, clicks = self.of_posting.get(key, (0.0, 0))
+        own_examined, own_clicks = self.of_topic.get((key, topic), (0.0, 0))
+        rate = (clicks - own_clicks + _PRIOR * self.mean_rate) / (examined - own_examined + _PRIOR)
+        return min(rate, 1.0)
+
+
+def past_clicks(candidates: Sequence[Shown], *, num_requests: int, seed: int) -> PastClicks:
+    """The clicks of `num_requests` requests that came before those of `simulate`, over the same groups of split train.
+
+    An examination counts by its propensity, so that clicks at low positions weigh more (inverse propensity).
+    """
+    rng = random.Random(f"{seed} past clicks")
+    groups = _groups([shown for shown in candidates if shown.pair["split"] == "train"])
+    of_posting: dict[str, tuple[float, int]] = {}
+    of_topic: dict[tuple[str, str], tuple[float, int]] = {}
+    for _ in range(num_requests if groups else 0):
+        for position, shown in enumerate(_listed(rng.choice(groups), rng, shuffled=False), start=1):
+            examined, click = propensity(position), int(_responded(shown, position, rng).click)
+            before, clicks = of_posting.get(shown.appeal_key, (0.0, 0))
+            of_posting[shown.appeal_key] = (before + examined, clicks + click)
+            before, clicks = of_topic.get((shown.appeal_key, shown.topic), (0.0, 0))
+            of_topic[shown.appeal_key, shown.topic] = (before + examined, clicks + click)
+    examined = sum(item for item, _ in of_posting.values())
+    mean_rate = sum(item for _, item in of_posting.values()) / examined if examined else 0.0
+    return PastClicks(of_posting=of_posting, of_topic=of_topic, mean_rate=mean_rate)
+
+
 def simulate(
     candidates: Sequence[Shown], *, num_requests: int, num_holdout_requests: int, seed: int
 ) -> Iterator[dict[str, Any]]:
@@ -57,37 +99,50 @@ def simulate(
     A request draws one (query, profile) group and up to 10 of its postings. Train and calibration lists are ordered by
     prominence with a little noise, holdout lists at random. A side without groups gets no requests.
     """
-    groups: dict[tuple[str, str], list[Shown]] = {}
-    for candidate in candidates:
-        groups.setdefault((candidate.pair["query_id"], candidate.pair["profile_id"]), []).append(candidate)
-    logged = [group for group in groups.values() if group[0].pair["split"] != "holdout"]
-    held_out = [group for group in groups.values() if group[0].pair["split"] == "holdout"]
+    groups = _groups(candidates)
+    logged = [group for group in groups if group[0].pair["split"] != "holdout"]
+    held_out = [group for group in groups if group[0].pair["split"] == "holdout"]
     rng = random.Random(f"{seed} clicks")
     requests = [
         *((logged, False) for _ in range(num_requests if logged else 0)),
         *((held_out, True) for _ in range(num_holdout_requests if held_out else 0)),
     ]
     for number, (pool, shuffled) in enumerate(requests):
-        group = rng.choice(pool)
-        listed = rng.sample(group, min(DOCUMENTS_PER_REQUEST, len(group)))
-        if not shuffled:
-            listed.sort(key=lambda shown: -(shown.prominence + rng.gauss(0, _ORDER_NOISE)))
+        listed = _listed(rng.choice(pool), rng, shuffled=shuffled)
         request_id = content_id("jobmatch request", str(seed), str(number))
         shown_at = _STARTED + datetime.timedelta(minutes=number)
         for position, shown in enumerate(listed, start=1):
             yield _impression(shown, position, request_id, shown_at, rng)
 
 
-def _impression(
-    shown: Shown, position: int, request_id: str, shown_at: datetime.datetime, rng: random.Random
-) -> dict[str, Any]:
+def _groups(candidates: Sequence[Shown]) -> list[list[Shown]]:
+    groups: dict[tuple[str, str], list[Shown]] = {}
+    for candidate in candidates:
+        groups.setdefault((candidate.pair["query_id"], candidate.pair["profile_id"]), []).append(candidate)
+    return list(groups.values())
+
+
+def _listed(group: Sequence[Shown], rng: random.Random, *, shuffled: bool) -> list[Shown]:
+    listed = rng.sample(group, min(DOCUMENTS_PER_REQUEST, len(group)))
+    if not shuffled:
+        listed.sort(key=lambda shown: -(shown.prominence + rng.gauss(0, _ORDER_NOISE)))
+    return listed
+
+
+def _responded(shown: Shown, position: int, rng: random.Random) -> Response:
     tempting = appeal(shown.appeal_key)
-    response = respond(
+    return respond(
         rng,
         position=position,
         attracted=click_prob(shown.grade, tempting),
         applies=apply_prob(shown.grade, tempting),
     )
+
+
+def _impression(
+    shown: Shown, position: int, request_id: str, shown_at: datetime.datetime, rng: random.Random
+) -> dict[str, Any]:
+    response = _responded(shown, position, rng)
     return {
         "request_id": request_id,
         **{name: shown.pair[name] for name in ("pair_id", "query_id", "profile_id", "document_id", "split")},

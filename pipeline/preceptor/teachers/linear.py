@@ -1,4 +1,4 @@
-"""The linear engagement teacher: words, word pairs and sentence embeddings, fitted to every impression.
+"""The linear engagement teacher: words, word pairs, numbers and sentence embeddings, fitted to every impression.
 
 Shapes: D pairs, F features, C cells (a pair at a position), K positions.
 """
@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import numpy as np
 
 from preceptor.contracts import content_id
+from preceptor.ranker.text import split_features
 from preceptor.recipe.clicks import LinearConfig
 from preceptor.teachers.position_bias import Cells, Floats, Ints, sums_of
 
@@ -48,6 +50,18 @@ class Lesson:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Scale:
+    """How a numeric feature is distributed over the train pairs."""
+
+    mean: float
+    spread: float
+
+    def of(self, value: float | None) -> float:
+        """The value's distance from the mean in spreads, 0 for a missing one."""
+        return 0.0 if value is None else (value - self.mean) / self.spread
+
+
+@dataclass(frozen=True, kw_only=True)
 class LinearHead:
     """One action's weights: its logit is features @ weights + constant. `tower_K` is what scoring drops."""
 
@@ -61,15 +75,34 @@ Slopes = tuple[float, Floats, Floats]
 """A loss, its gradient by the pairs' scores [D], and by the tower [K]."""
 
 
-def pair_features(pairs: Sequence[Mapping[str, str]], config: LinearConfig) -> Any:
+def number_scales(pairs: Sequence[Mapping[str, str]]) -> dict[str, Scale]:
+    """Mean and standard deviation of each numeric feature that documents end with (`ranker.text.with_numbers`); a
+    feature that never varies is left out."""
+    values: dict[str, list[float]] = {}
+    for row in pairs:
+        for name, value in split_features(row["document"])[1].items():
+            values.setdefault(name, []).append(value)
+    scales = {name: Scale(mean=float(np.mean(found)), spread=float(np.std(found))) for name, found in values.items()}
+    return {name: scale for name, scale in sorted(scales.items()) if scale.spread > 0}
+
+
+def pair_features(
+    pairs: Sequence[Mapping[str, str]], config: LinearConfig, scales: Mapping[str, Scale] = MappingProxyType({})
+) -> Any:
     """Sparse features [D, F] of PAIRS rows; they depend on the row alone.
 
     Words and word pairs of the document, hashed and of unit length; with an encoder also the document's embedding, and
-    its products with those of query and member, coordinate by coordinate, where these are not empty.
+    its products with those of query and member, coordinate by coordinate, where these are not empty. Numeric features
+    at a document's end are no words: each of `scales` is one more column, in its spreads from the mean, 0 where the
+    document does not say it.
     """
     from scipy import sparse
 
-    blocks = [word_features([row["document"] for row in pairs], num_hashed=config.num_hashed)]
+    said = [split_features(row["document"]) for row in pairs]
+    blocks = [word_features([text for text, _ in said], num_hashed=config.num_hashed)]
+    if scales:
+        columns = [[scale.of(numbers.get(name)) for _, numbers in said] for name, scale in scales.items()]
+        blocks += [sparse.csr_matrix(np.array(columns).T)]
     if config.encoder == "minilm":
         documents, *asked = (_embedded([row[name] for row in pairs]) for name in ("document", "query", "profile"))
         blocks += [sparse.csr_matrix(_EMBEDDED * documents)]
@@ -107,9 +140,9 @@ def fit_head(features_DF: Any, lesson: Lesson, config: LinearConfig) -> LinearHe
     for penalty in config.penalties if len(config.penalties) > 1 else ():
         total = 0.0
         for fold in range(config.num_folds):
-            head = _fitted(features_DF, lesson.of(fold_D != fold), penalty)
-            held_out = lesson.of(fold_D == fold)
-            if len(held_out.cells.pair_C):
+            rest, held_out = lesson.of(fold_D != fold), lesson.of(fold_D == fold)
+            if len(rest.cells.pair_C) and len(held_out.cells.pair_C):
+                head = _fitted(features_DF, rest, penalty)
                 scores_D = features_DF @ head.weights_F + head.constant
                 total += slopes(lesson.loss)(scores_D, head.tower_K, held_out)[0]
         losses.append(total)

@@ -20,10 +20,19 @@ from preceptor.recipe.clicks import TOWERS
 from preceptor.record import Record, StageRun, begin, to_jsonable, write_json
 from preceptor.teachers.calibrated import action_maps
 from preceptor.teachers.engagement import click_examples, corrected
-from preceptor.teachers.linear import Lesson, LinearHead, Loss, fit_head, pair_features
+from preceptor.teachers.linear import Lesson, LinearHead, Loss, Scale, fit_head, number_scales, pair_features
 from preceptor.teachers.position_bias import Cells
 
 MODEL_FILE: Final = "linear.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearModel:
+    """The action heads, and what their features are made with."""
+
+    heads: Mapping[str, LinearHead]
+    config: LinearConfig
+    scales: Mapping[str, Scale]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +57,9 @@ def train_linear(
     ids = sorted({row["pair_id"] for row in known})
     if not ids:
         raise InputError(f"{run.out}: no impression shows a pair of the corpus. Both must come from the same source.")
-    features = pair_features([pairs[pair_id] for pair_id in ids], config)
+    known_pairs = [pairs[pair_id] for pair_id in ids]
+    scales = number_scales(known_pairs)
+    features = pair_features(known_pairs, config, scales)
     heads = {
         action: fit_head(features, lesson, config)
         for action, lesson in lessons(known, ids, pairs, config).items()
@@ -56,10 +67,11 @@ def train_linear(
     }
     model = run.out / "model"
     metrics: dict[str, Any] = {}
-    write_json(model / MODEL_FILE, {"config": to_jsonable(config), "heads": {n: _plain(h) for n, h in heads.items()}})
+    trained = LinearModel(heads=heads, config=config, scales=scales)
+    write_json(model / MODEL_FILE, _plain(trained))
     if config.clicks.calibration == "isotonic":
         unseen = sorted({row["pair_id"] for row in held_out} & pairs.keys())
-        logits = linear_logits(heads, config, [pairs[pair_id] for pair_id in unseen])
+        logits = linear_logits(trained, [pairs[pair_id] for pair_id in unseen])
         known_logits = {name: dict(zip(unseen, map(float, column), strict=True)) for name, column in logits.items()}
         maps = action_maps(known_logits, held_out)
         save_calibration(maps, model)
@@ -70,6 +82,7 @@ def train_linear(
         metrics={
             **metrics,
             "heads": list(heads),
+            "numbers": list(scales),
             "num_parameters": sum(len(head.weights_F) + 1 for head in heads.values()),
             "penalties": {name: head.penalty for name, head in heads.items()},
             "towers": {name: [round(float(item), 4) for item in head.tower_K] for name, head in heads.items()}
@@ -143,13 +156,13 @@ def _lesson(
 
 
 def linear_logits(
-    heads: Mapping[str, LinearHead], config: LinearConfig, pairs: Sequence[Mapping[str, str]]
+    model: LinearModel, pairs: Sequence[Mapping[str, str]]
 ) -> dict[str, np.ndarray[Any, np.dtype[np.float64]]]:
     """The raw logits of each action for each of `pairs`: no tower, no calibration."""
     if not pairs:
-        return {name: np.empty(0) for name in heads}
-    features = pair_features(pairs, config)
-    return {name: features @ head.weights_F + head.constant for name, head in heads.items()}
+        return {name: np.empty(0) for name in model.heads}
+    features = pair_features(pairs, model.config, model.scales)
+    return {name: features @ head.weights_F + head.constant for name, head in model.heads.items()}
 
 
 def score_linear(config: LinearScores, *, corpus: Record, model: Record, out: Path) -> Record:
@@ -158,9 +171,8 @@ def score_linear(config: LinearScores, *, corpus: Record, model: Record, out: Pa
     if run.record is not None:
         return run.record
     pairs = pairs_to_score(corpus, config.sets)
-    heads, trained = load_linear(model.path / "model")
     maps = load_calibration(model.path / "model")
-    logits = linear_logits(heads, trained, pairs)
+    logits = linear_logits(load_linear(model.path / "model"), pairs)
     found = {name: maps[name](column) if name in maps else column for name, column in logits.items()}
     rows = (
         {"pair_id": pair["pair_id"], "teacher": config.system, "head": name, "logits": [float(column[index])]}
@@ -171,8 +183,8 @@ def score_linear(config: LinearScores, *, corpus: Record, model: Record, out: Pa
     return run.finish(num_rows_in=len(pairs), num_rows_kept=len(pairs), metrics={"system": config.system})
 
 
-def load_linear(model: Path) -> tuple[dict[str, LinearHead], LinearConfig]:
-    """The heads saved in `model`, and the config that says how their features are made."""
+def load_linear(model: Path) -> LinearModel:
+    """The linear teacher saved in the folder `model`."""
     file = model / MODEL_FILE
     if not file.is_file():
         raise InputError(f"{file}: no linear teacher here. Point at the model/ of one.")
@@ -186,13 +198,22 @@ def load_linear(model: Path) -> tuple[dict[str, LinearHead], LinearConfig]:
         )
         for name, head in found["heads"].items()
     }
-    return heads, LinearConfig(encoder=found["config"]["encoder"], num_hashed=found["config"]["num_hashed"])
+    return LinearModel(
+        heads=heads,
+        config=LinearConfig(encoder=found["config"]["encoder"], num_hashed=found["config"]["num_hashed"]),
+        scales={name: Scale(**scale) for name, scale in found.get("scales", {}).items()},
+    )
 
 
-def _plain(head: LinearHead) -> dict[str, Any]:
-    return {
-        "weights": head.weights_F.tolist(),
-        "constant": head.constant,
-        "penalty": head.penalty,
-        "tower": head.tower_K.tolist(),
+def _plain(model: LinearModel) -> dict[str, Any]:
+    heads = {
+        name: {
+            "weights": head.weights_F.tolist(),
+            "constant": head.constant,
+            "penalty": head.penalty,
+            "tower": head.tower_K.tolist(),
+        }
+        for name, head in model.heads.items()
     }
+    scales = {name: {"mean": scale.mean, "spread": scale.spread} for name, scale in model.scales.items()}
+    return {"config": to_jsonable(model.config), "scales": scales, "heads": heads}
