@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import datetime
 import random
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import NormalDist
 from typing import Any, Final
 
@@ -20,6 +22,7 @@ from preceptor.market.clicks import Response, propensity, respond
 
 DOCUMENTS_PER_REQUEST: Final = 10
 
+_ALL: Final = ""
 _PRIOR: Final = 10.0
 """Examinations that the mean rate counts for in a posting's own."""
 _ORDER_NOISE: Final = 0.05  # of a cosine: enough to show one posting at several positions
@@ -55,19 +58,28 @@ def apply_prob(grade: int, appeal: float) -> float:
 
 @dataclass(frozen=True, kw_only=True)
 class PastClicks:
-    """What earlier traffic did: by posting and by (posting, topic), [examinations expected, clicks]."""
+    """What earlier traffic did: the examinations expected and the clicks of each (posting, topic), under _ALL of all
+    topics together."""
 
-    of_posting: Mapping[str, tuple[float, int]]
-    of_topic: Mapping[tuple[str, str], tuple[float, int]]
-    mean_rate: float
+    examined: Mapping[tuple[str, str], float]
+    clicks: Mapping[tuple[str, str], float]
+
+    @cached_property
+    def mean_rate(self) -> float:
+        """Clicks per examination of all postings, 0 to 1; 0 without any examination."""
+        clicks, examined = (
+            sum(count for (_, topic), count in counts.items() if topic == _ALL)
+            for counts in (self.clicks, self.examined)
+        )
+        return clicks / examined if examined else 0.0
 
     def rate(self, key: str, *, topic: str) -> float:
         """Clicks per examination of the posting `key` in requests of any other `topic`, 0 to 1: towards the mean of
         all postings by as much as _PRIOR examinations weigh."""
-        examined, clicks = self.of_posting.get(key, (0.0, 0))
-        own_examined, own_clicks = self.of_topic.get((key, topic), (0.0, 0))
-        rate = (clicks - own_clicks + _PRIOR * self.mean_rate) / (examined - own_examined + _PRIOR)
-        return min(rate, 1.0)
+        clicks, examined = (
+            counts.get((key, _ALL), 0.0) - counts.get((key, topic), 0.0) for counts in (self.clicks, self.examined)
+        )
+        return min((clicks + _PRIOR * self.mean_rate) / (examined + _PRIOR), 1.0)
 
 
 def past_clicks(candidates: Sequence[Shown], *, num_requests: int, seed: int) -> PastClicks:
@@ -77,18 +89,15 @@ def past_clicks(candidates: Sequence[Shown], *, num_requests: int, seed: int) ->
     """
     rng = random.Random(f"{seed} past clicks")
     groups = _groups([shown for shown in candidates if shown.pair["split"] == "train"])
-    of_posting: dict[str, tuple[float, int]] = {}
-    of_topic: dict[tuple[str, str], tuple[float, int]] = {}
+    examined: defaultdict[tuple[str, str], float] = defaultdict(float)
+    clicks: defaultdict[tuple[str, str], float] = defaultdict(float)
     for _ in range(num_requests if groups else 0):
         for position, shown in enumerate(_listed(rng.choice(groups), rng, shuffled=False), start=1):
-            examined, click = propensity(position), int(_responded(shown, position, rng).click)
-            before, clicks = of_posting.get(shown.appeal_key, (0.0, 0))
-            of_posting[shown.appeal_key] = (before + examined, clicks + click)
-            before, clicks = of_topic.get((shown.appeal_key, shown.topic), (0.0, 0))
-            of_topic[shown.appeal_key, shown.topic] = (before + examined, clicks + click)
-    examined = sum(item for item, _ in of_posting.values())
-    mean_rate = sum(item for _, item in of_posting.values()) / examined if examined else 0.0
-    return PastClicks(of_posting=of_posting, of_topic=of_topic, mean_rate=mean_rate)
+            click = _responded(shown, position, rng).click
+            for topic in (_ALL, shown.topic):
+                examined[shown.appeal_key, topic] += propensity(position)
+                clicks[shown.appeal_key, topic] += click
+    return PastClicks(examined=examined, clicks=clicks)
 
 
 def simulate(

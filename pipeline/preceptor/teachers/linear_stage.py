@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -215,5 +215,5 @@ def _plain(model: LinearModel) -> dict[str, Any]:
         }
         for name, head in model.heads.items()
     }
-    scales = {name: {"mean": scale.mean, "spread": scale.spread} for name, scale in model.scales.items()}
+    scales = {name: asdict(scale) for name, scale in model.scales.items()}
     return {"config": to_jsonable(model.config), "scales": scales, "heads": heads}
