@@ -25,6 +25,7 @@ RULES: Final[Mapping[str, Mixing]] = {"uncertainty": UncertaintyMixing(), "gradi
 LISTWISE: Final = 0.5
 LISTNET: Final = 0.5
 MARGIN: Final = 0.05
+ACTION_MARGIN: Final = 0.3
 """Weights of the terms that a recipe does not have. MarginMSE squares differences of log-odds, which reach several
 nats where the other terms stay below one: hence a tenth of their weight."""
 
@@ -55,6 +56,7 @@ def ablations(recipe: Recipe, config: DistillConfig, *, least: float) -> dict[st
         "hard grades and actions": _heard(config, tuple(replace(voice, targets="hard") for voice in config.heard)),
         **_toggled(config, "listwise", LISTWISE, "listwise term"),
         **_toggled(config, "margin", MARGIN, "MarginMSE"),
+        **_toggled(config, "action_margin", ACTION_MARGIN, "action MarginMSE"),
         **_toggled(config, "listnet", LISTNET, "ListNet"),
         **_masked(config, least),
         **_started(recipe, config),

@@ -17,7 +17,7 @@ JOBS = REPOSITORY / "jobs"
 
 # A room imports itself and rooms of the layers above it in this list; rooms of one layer do not know each other.
 LAYERS = (
-    ("errors", "logits", "pace", "precedence", "precision"),
+    ("errors", "logits", "precedence", "precision", "tally"),
     ("contracts", "local_ray"),
     ("record", "recipe"),
     ("policy", "evaluation.metrics", "contracts_doc"),
@@ -48,9 +48,9 @@ SERVE_MAY_IMPORT = {
 LIGHT = (
     "errors",
     "logits",
-    "pace",
     "precedence",
     "precision",
+    "tally",
     "local_ray",
     "contracts",
     "contracts_doc",

@@ -28,10 +28,10 @@ from preceptor.ranker.losses import (
     total_loss,
 )
 from preceptor.ranker.mixing import START, advanced, measured, mixed
-from preceptor.recipe import DistillConfig, FixedMixing, GradientMixing, UncertaintyMixing, Voice
+from preceptor.recipe import DistillConfig, FixedMixing, GradientMixing, Mix, UncertaintyMixing, Voice
 from preceptor.recipes import SHIPPED
 from preceptor.record import fingerprint_of, to_jsonable
-from preceptor.student.distill import hardened, is_drawn, learnable, merged, stored_scores, voice_examples
+from preceptor.student.distill import hardened, is_drawn, learnable, merged, objective_of, stored_scores, voice_examples
 
 Columns = tuple[Tensor, Tensor, Tensor, Tensor]
 Loss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
@@ -521,6 +521,7 @@ def test_recipes_from_before_keep_their_fingerprint(name: str) -> None:
     [
         {"margin": 0.1},
         {"listnet": 0.1},
+        {"action_margin": 0.1},
         {"mixing": UncertaintyMixing()},
         {"mixing": GradientMixing()},
         {"voices": (Voice(teacher="relevance"),)},
@@ -531,6 +532,12 @@ def test_what_a_recipe_chooses_is_in_its_fingerprint(change: dict[str, Any]) -> 
     config = to_jsonable(replace(shipped("tiny"), **change))
     assert fingerprint_of("distill", config, {}, None) != FINGERPRINTS["tiny"]
     assert change.keys() <= config.keys()
+
+
+def test_actions_may_weigh_their_differences_more_than_grades_do() -> None:
+    config = replace(shipped("tiny"), mix=Mix(relevance=0.75, engagement=0.25), margin=0.5, action_margin=1.5)
+    objective = objective_of(config)
+    assert (objective.grade_margin, objective.action_margin) == (0.75 * 0.5, 0.25 * 2.0)
 
 
 def test_how_groups_are_read_is_in_no_fingerprint() -> None:

@@ -19,13 +19,13 @@ from preceptor.errors import InputError
 from preceptor.judge.progress import MAX_REASONS, OTHER, Bar, PlainLines, Progress, Standing, bounded, drawn
 from preceptor.judge.replies import Usage
 from preceptor.judge.watch import Watch, served
-from preceptor.pace import Pace, duration
 from preceptor.plan import choose, make_plan
 from preceptor.policy import load_policy
 from preceptor.recipe import POLICY_DIR
 from preceptor.recipes import tiny
 from preceptor.record import Record
 from preceptor.running import watching
+from preceptor.tally import Tally, duration
 
 NOTHING: Mapping[str, int] = {}
 USAGE = Usage(num_prompt_tokens=88_000, num_cached_tokens=66_000, num_generated_tokens=100, cost_usd=0.5)
@@ -355,21 +355,21 @@ def test_an_address_that_cannot_be_is_an_input_error(host: str, port: int) -> No
 
 def test_a_pace_speaks_every_few_seconds_and_not_of_what_is_done_sooner() -> None:
     sink, clock = io.StringIO(), Clock()
-    pace = Pace(label="student scores", total=1000, unit="pairs", sink=sink, clock=clock)
+    tally = Tally(label="student scores", total=1000, unit="pairs", sink=sink, clock=clock)
     for _ in range(3):
         clock.now_s += 1
-        pace.add(10)
+        tally.add(10)
     assert sink.getvalue() == ""
     clock.now_s += 27
-    pace.add(70)
+    tally.add(70)
     clock.now_s += 1
-    pace.add(100)
+    tally.add(100)
     assert sink.getvalue() == "student scores: 100/1,000 pairs, 3.1/s, 4 min 50 s left\n"
 
 
 def test_a_pace_tells_no_rate_before_there_is_one() -> None:
     sink, clock = io.StringIO(), Clock()
-    pace = Pace(label="embedding", total=64, unit="texts", sink=sink, clock=clock)
+    tally = Tally(label="embedding", total=64, unit="texts", sink=sink, clock=clock)
     clock.now_s += 60
-    pace.add(64)
+    tally.add(64)
     assert sink.getvalue() == "embedding: 64/64 texts\n"

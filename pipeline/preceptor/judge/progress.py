@@ -11,14 +11,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Final, Protocol, TextIO
 
 from preceptor.judge.replies import Usage
-from preceptor.pace import duration
+from preceptor.tally import SAY_EVERY_S, duration
 
 if TYPE_CHECKING:
     from rich.console import Console, RenderableType
 
     from preceptor.judge.watch import Watch
 
-_EVERY_S: Final = 4.0
 _WINDOW_S: Final = 60.0
 _SAMPLE_S: Final = 1.0
 _NUM_SHOWN: Final = 3
@@ -187,7 +186,7 @@ class PlainLines:
 
     def show(self, standing: Standing) -> None:
         """Print a line where it is time."""
-        if standing.elapsed_s - self._printed_s >= _EVERY_S:
+        if standing.elapsed_s - self._printed_s >= SAY_EVERY_S:
             self._printed_s = standing.elapsed_s
             print(line(standing), file=self.sink, flush=True)
 

@@ -9,9 +9,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, TextIO
+from typing import TextIO
 
-_EVERY_S: Final = 4.0
+from preceptor.tally import SAY_EVERY_S
 
 
 @contextmanager
@@ -33,7 +33,7 @@ def _follow(file: Path, total: int, label: str, sink: TextIO, stop: threading.Ev
     started_s = time.monotonic()
     num_first: int | None = None
     first_s, last = 0.0, -1
-    while not stop.wait(_EVERY_S):
+    while not stop.wait(SAY_EVERY_S):
         rows = _rows(file)
         if num_first is None:
             num_first, first_s = len(rows), time.monotonic()

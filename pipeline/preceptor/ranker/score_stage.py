@@ -26,11 +26,11 @@ from preceptor.contracts import (
     write_table,
 )
 from preceptor.errors import InputError, StageFailed, reason_of
-from preceptor.pace import Pace
 from preceptor.precision import computed_in
 from preceptor.ranker.isotonic import Isotonic, load_calibration
 from preceptor.recipe import PairSet, ScoringConfig
 from preceptor.record import Record, begin
+from preceptor.tally import Tally
 
 REQUESTS_PER_BLOCK: Final = 64
 """A killed run computes at most the blocks in flight again; one part file is one block."""
@@ -53,9 +53,9 @@ def score(config: ScoreConfig, *, corpus: Record, model: Record, out: Path) -> R
     pairs = pairs_to_score(corpus, config.sets)
     blocks = {f"part-{content_id(*(row['pair_id'] for row in block))}.parquet": block for block in block_up(pairs)}
     missing = {name: block for name, block in blocks.items() if not (out / "scores" / name).is_file()}
-    pace = Pace(label=f"{config.system} scores", total=sum(map(len, missing.values())), unit="pairs")
+    tally = Tally(label=f"{config.system} scores", total=sum(map(len, missing.values())), unit="pairs")
     try:
-        for name, rows in _logits_of_blocks(missing, model.path / "model", config.scoring, pace):
+        for name, rows in _logits_of_blocks(missing, model.path / "model", config.scoring, tally):
             named = ({**row, "teacher": config.system} for row in rows)
             write_table(rows_to_table(named, TEACHER_SCORES), out / "scores" / name, TEACHER_SCORES)
     except RuntimeError as error:
@@ -183,7 +183,7 @@ def _mapped(logits_R: Any, calibration: Isotonic | None) -> list[float]:
 
 
 def _logits_of_blocks(
-    blocks: dict[str, list[dict[str, str]]], model: Path, scoring: ScoringConfig, pace: Pace
+    blocks: dict[str, list[dict[str, str]]], model: Path, scoring: ScoringConfig, tally: Tally
 ) -> Iterator[tuple[str, list[dict[str, Any]]]]:
     """Each block's name and rows as soon as it is whole; one pipeline, so actors start once."""
     import ray.data
@@ -213,7 +213,7 @@ def _logits_of_blocks(
             name = row.pop("block")
             collected[name].append(row)
             seen[name].add(row["pair_id"])
-        pace.add(len(set(cast(pa.Table, batch)["pair_id"].to_pylist())))
+        tally.add(len(set(cast(pa.Table, batch)["pair_id"].to_pylist())))
         for name in [name for name in collected if len(seen[name]) == wanted[name]]:
             # A pair's heads come in one batch, so a block with all its pairs is whole.
             yield name, collected.pop(name)

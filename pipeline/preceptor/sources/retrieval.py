@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from preceptor.errors import InputError
-from preceptor.pace import Pace
 from preceptor.precision import computed_in
+from preceptor.tally import Tally
 
 Embeddings = npt.NDArray[np.float32]
 Encoder = Callable[[Sequence[str]], Embeddings]
@@ -75,7 +75,7 @@ def open_encoder(
     def encode(texts: Sequence[str]) -> Embeddings:
         embeddings = np.empty((len(texts), model.config.hidden_size), dtype=np.float32)
         order = sorted(range(len(texts)), key=lambda index: len(texts[index]))
-        pace = Pace(label=label, total=len(texts), unit="texts") if label else None
+        tally = Tally(label=label, total=len(texts), unit="texts") if label else None
         with torch.inference_mode(), torch.autocast(device, dtype=torch.bfloat16, enabled=mixed):
             for start in range(0, len(order), batch_size):
                 batch = order[start : start + batch_size]
@@ -90,8 +90,8 @@ def open_encoder(
                 hidden = model(**tokens).last_hidden_state
                 pooled = (hidden.float() * mask).sum(dim=1) / mask.sum(dim=1)
                 embeddings[batch] = torch.nn.functional.normalize(pooled, dim=-1).cpu().numpy()
-                if pace is not None:
-                    pace.add(len(batch))
+                if tally is not None:
+                    tally.add(len(batch))
         return embeddings
 
     return encode

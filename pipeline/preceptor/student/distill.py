@@ -211,7 +211,7 @@ def objective_of(config: DistillConfig) -> Objective:
         listwise=grades * config.listwise,
         grade_margin=grades * config.margin,
         grade_listnet=grades * config.listnet,
-        action_margin=acts * config.margin,
+        action_margin=acts * (config.margin + config.action_margin),
         action_listnet=acts * config.listnet,
     )
 

@@ -8,11 +8,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final, TextIO
 
-_EVERY_S: Final = 4.0
+SAY_EVERY_S: Final = 4.0
+"""How often a long step says how far it is, where nothing can be redrawn."""
 
 
 @dataclass(kw_only=True)
-class Pace:
+class Tally:
     """Counts what is done of `total` and says so on `sink`: ``student scores: 512/13,400 pairs, 30.1/s, 7 min left``.
 
     The rate is since the first count, which leaves out what had to start before it. `clock` is in seconds.
@@ -34,7 +35,7 @@ class Pace:
         """Count `num` more, and print a line where the last one is some seconds ago."""
         self.num_done += num
         now_s = self.clock()
-        if now_s - self._said_s >= _EVERY_S:
+        if now_s - self._said_s >= SAY_EVERY_S:
             self._said_s = now_s
             said = [f"{self.num_done:,}/{self.total:,} {self.unit}", *self._rate(now_s)]
             print(f"{self.label}: {', '.join(said)}", file=self.sink, flush=True)
