@@ -164,7 +164,7 @@ def jobmatch() -> Recipe:
         judge=replace(recipe.judge, dimensions=(OVERALL,), floor=0.2),
         relevance=MatchConfig(),
         engagement=LinearConfig(),
-        distill=replace(recipe.distill, num_layers=None, backbone=backbone, train=train, margin=0.1, action_margin=0.3),
+        distill=replace(recipe.distill, num_layers=None, backbone=backbone, train=train, margin=0.1, action_margin=0.9),
         gate=GateConfig(
             thresholds={"student overall retention ndcg@10": 0.8, "student click retention auc": 0.8},
         ),

@@ -39,7 +39,7 @@ Loss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 FINGERPRINTS = {
     "tiny": "3261f06a8c12fa80",
     "demo": "3a5aee684f2c91d1",
-    "jobmatch": "b9cd6a3691880ec7",
+    "jobmatch": "aa29687c94d5bd29",
     "cluster": "23578eea4e2ec1f8",
 }
 """Of the shipped recipes' distillation, without inputs, before there were voices, mixing rules or losses of order.
