@@ -107,7 +107,11 @@ def test_variants_are_distinct_change_one_thing_and_cost_the_same(name: str) -> 
         assert variant.train == config.train and variant.blend == config.blend
         assert len(changed(config, variant) - STARTS) == 1 or changed(config, variant) <= STARTS
     assert {"relevance teacher alone", "engagement teacher alone", "hard grades", "no listwise term"} <= found.keys()
-    assert {"pairs 1/8", "pairs 1/4", "pairs 1/2", "mask: actions under 0.02", "MarginMSE 0.05"} <= found.keys()
+    assert {"pairs 1/8", "pairs 1/4", "pairs 1/2", "mask: actions under 0.02"} <= found.keys()
+    of_margins = (
+        {"no MarginMSE", "no action MarginMSE"} if config.margin else {"MarginMSE 0.05", "action MarginMSE 0.3"}
+    )
+    assert of_margins <= found.keys()
     assert ("no warm start" in found) is (name in ("tiny", "demo")), "others have no layers of their teacher"
     assert ("a third of the layers" in found) is (name == "demo"), "no other cuts a teacher of known depth"
 
