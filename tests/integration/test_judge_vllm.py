@@ -63,7 +63,8 @@ def test_a_zero_shot_judge_is_measured_and_stopped(tmp_path: Path, local_ray: An
         max_reject_share=0.5,
         num_calibration_pairs=100,
         dimensions=DIMENSIONS,
-        engine=EngineConfig(batch_size=8),
+        # In bfloat16, where the CPU has it, asking again moved a probability by 0.027 and 0.037; in float32 by nothing.
+        engine=EngineConfig(batch_size=8, dtype="float32"),
     )
     out = tmp_path / "calibrate" / "v1"
     record = calibrate(config, policy=POLICY_DIR, corpus=corpus, model=str(smollm_dir), out=out)
@@ -84,8 +85,7 @@ def test_a_zero_shot_judge_is_measured_and_stopped(tmp_path: Path, local_ray: An
         cells = {cell.dimension: cell for cell in cells_of_json(itself[kind]["cells"])}
         assert {name: cell.num for name, cell in cells.items()} == dict.fromkeys(DIMENSIONS, len(judged))
     again, reordered = itself["again"]["prob_shift"]["most"], itself["reordered"]["prob_shift"]["most"]
-    # In bfloat16 up to 0.027 with AMX tiles, whose rounding differs with the rows of a product; 0.02 never elsewhere.
-    assert again < 0.05, "greedy: only numerics and the prefix cache lie between"
+    assert again < 0.02, "greedy: only numerics and the prefix cache lie between"
     assert reordered > again, "the engine was asked from the policy turned round"
     with pytest.raises(JudgeRefused, match="under the floor"):
         label(

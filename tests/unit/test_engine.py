@@ -267,11 +267,9 @@ def test_without_caches_everything_is_computed_each_time() -> None:
 
 
 def test_scores_asked_afresh_are_computed_and_not_kept() -> None:
-    with running() as engine:
-        [once], [again] = (engine.score_afresh("nurse", "ward", ["baker"]) for _ in range(2))
-        # Not to the last bit: the second is computed behind a prefix that is known, in another shape of products.
-        assert again.grade_probs == pytest.approx(once.grade_probs, abs=1e-5)
-        assert again.actions == pytest.approx(once.actions, abs=1e-5)
+    # Without known prefixes: behind one, products have another shape, and some CPUs round otherwise (by 1.4e-7).
+    with running(prefix_cache_mib=0) as engine:
+        assert engine.score_afresh("nurse", "ward", ["baker"]) == engine.score_afresh("nurse", "ward", ["baker"])
         assert engine.counts().num_documents == 2
         engine.score("nurse", "ward", ["baker"])
         assert engine.counts().num_documents == 3
