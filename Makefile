@@ -2,7 +2,7 @@
 
 PYTHON      ?= python3.11
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
-BENCHES     := $(filter-out bench/jobmatch_teacher.py,$(wildcard bench/*.py))
+BENCHES     := $(filter-out bench/jobmatch_%.py,$(wildcard bench/*.py))
 
 BIN   := .venv/bin
 STAMP := .venv/.installed

@@ -20,7 +20,7 @@ from preceptor.errors import InputError, StageFailed
 from preceptor_serve.engine.engine import Engine
 from preceptor_serve.engine.forward import forward
 from preceptor_serve.engine.jobs import Desk, new_job, next_pieces
-from preceptor_serve.engine.kernels import PLAIN, Kernels, Linear, make_kernels
+from preceptor_serve.engine.kernels import PLAIN, Kernels, Linear, MakeLinear, make_kernels
 from preceptor_serve.engine.options import EngineOptions
 from preceptor_serve.engine.packing import Packed, Piece, PrefixState, pack
 from preceptor_serve.engine.student import Student, make_student
@@ -179,20 +179,34 @@ def test_the_classifier_is_left_as_it_was() -> None:
     )
 
 
-def test_int8_products_are_near_the_real_ones() -> None:
-    try:
-        kernels = make_kernels("int8")
-    except InputError as error:
-        pytest.skip(str(error))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_int8_products_are_near_the_real_ones(dtype: torch.dtype) -> None:
+    make = int8_linear()
     torch.manual_seed(1)
     for rows, width in ((1, 64), (33, 96), (300, 192)):
-        weight, bias, x = torch.randn(48, width), torch.randn(48).bfloat16(), torch.randn(rows, width).bfloat16()
+        weight, bias, x = (torch.randn(*size).to(dtype) for size in ((48, width), (48,), (rows, width)))
         # One output a thousand times larger than the others: each has a scale of its own.
         weight[5] *= 1000
-        got = kernels.linear(weight, bias)(x).float()
-        expected = x.float() @ weight.T + bias.float()
-        sizes = x.float().norm(dim=1).unsqueeze(1) * weight.norm(dim=1)
-        assert ((got - expected).abs() / sizes).max() <= 0.01
+        got = make(weight, bias)(x)
+        assert got.dtype == dtype
+        weight, bias, x = weight.float(), bias.float(), x.float()
+        sizes = x.norm(dim=1).unsqueeze(1) * weight.norm(dim=1)
+        assert ((got.float() - (x @ weight.T + bias)).abs() / sizes).max() <= 0.01
+
+
+@pytest.mark.parametrize("rows", [1, 7, 300])
+def test_int8_sums_of_nothing_but_the_largest_numbers_do_not_overflow(rows: int) -> None:
+    """Without VNNI two products of 8 bits each would not fit where the processor adds them."""
+    width = 192
+    got = int8_linear()(torch.full((48, width), 0.5), None)(torch.full((rows, width), 3.0))
+    torch.testing.assert_close(got, torch.full((rows, 48), 1.5 * width), rtol=1e-3, atol=0)
+
+
+def int8_linear() -> MakeLinear:
+    try:
+        return make_kernels("int8").linear
+    except InputError as error:
+        pytest.skip(str(error))
 
 
 # What goes through the model

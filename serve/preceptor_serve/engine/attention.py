@@ -66,8 +66,8 @@ def in_blocks(packed: Packed, shape: Shape, dtype: torch.dtype) -> Attention:
 
 
 def in_one_call(library: Any, packed: Packed, shape: Shape, dtype: torch.dtype) -> Attention:
-    """That of vLLM's CPU build `library`, where it computes heads of this width; else `in_blocks`."""
-    if shape.width % _WIDTHS:
+    """That of vLLM's CPU build `library`, where it computes heads of this width and type; else `in_blocks`."""
+    if shape.width % _WIDTHS or dtype != torch.bfloat16:
         return in_blocks(packed, shape, dtype)
     # Each unknown prefix is a text of its own on nothing, each document one on the slots of its prefix.
     texts: list[tuple[int, int, slice]] = []

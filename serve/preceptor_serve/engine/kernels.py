@@ -5,11 +5,12 @@ Shapes: T tokens, I inputs, O outputs, H width of a normed row, S heads, E width
 In bfloat16 and int8 they are those of vLLM's CPU build where it is installed, loaded as the library they are, without
 the package around it (5 ms instead of 4 s, 3 MB). Measured on 2 cores with AVX-512 VNNI, 1,024 tokens of SmolLM2's
 shape, one layer's projections: torch bfloat16 18.9 ms, oneDNN bfloat16 with the weight packed once 16.7 ms, int8 8.5 ms
-with 0.3 ms of quantising; a norm 0.18 and 0.08 ms, the rotation 0.28 and 0.06 ms. Without that library, or without
-AVX512-BF16, bfloat16 is torch's and int8 refused.
+with 0.3 ms of quantising; a norm 0.18 and 0.08 ms, the rotation 0.28 and 0.06 ms. Without that library int8 is
+refused; without it or AVX512-BF16, bfloat16 is torch's.
 
 int8 is W8A8: weights with one scale for each output, activations with one for each token, both symmetric, products
-summed in int32, the answer in bfloat16.
+summed in int32, the answer in what came in. Processors without VNNI sum two products in 16 bits, which 8-bit weights
+overflow: there weights have 7 bits.
 """
 
 from __future__ import annotations
@@ -57,14 +58,14 @@ class Kernels:
 
 def make_kernels(precision: Precision) -> Kernels:
     """The fastest kernels this machine has at `precision`; InputError where it has none."""
-    library = None if precision == "float32" else _library()
+    library = None if precision == "float32" or (precision == "bfloat16" and not _has("avx512_bf16")) else _library()
     if precision == "int8":
         if library is None:
             raise InputError(
                 "precision int8 runs on the kernels of vLLM's CPU build, which is not installed or needs another CPU. "
                 "Install preceptor[cpu], or choose precision bfloat16."
             )
-        linears: MakeLinear = functools.partial(QuantisedLinear, library)
+        linears: MakeLinear = functools.partial(QuantisedLinear, library, largest=_largest_weight())
         mlp_rows = _INT8_MLP_ROWS
     elif library is None:
         return PLAIN
@@ -82,7 +83,7 @@ _INT8_MLP_ROWS: Final = 256
 
 
 def _attention(library: Any) -> MakeAttention:
-    # Not every build has it.
+    # That for AVX2 lacks it.
     return functools.partial(in_one_call, library) if hasattr(library, "extend_attention_cpu") else in_blocks
 
 
@@ -113,19 +114,17 @@ class PackedLinear:
 
 
 class QuantisedLinear:
-    """The weight in int8; what comes in is quantised token by token."""
+    """The weight in integers up to `largest`; what comes in, of the weight's type, is quantised token by token."""
 
-    def __init__(self, library: Any, weight_OI: Tensor, bias_O: Tensor | None) -> None:
-        weight_OI = weight_OI.float()
+    def __init__(self, library: Any, weight_OI: Tensor, bias_O: Tensor | None, *, largest: int) -> None:
+        dtype, weight_OI = weight_OI.dtype, weight_OI.float()
         # The handle points at the scales and does not keep them: they live as long as this layer.
-        self._scale_O1 = (weight_OI.abs().amax(dim=1, keepdim=True) / 127).clamp_min(1e-12)
-        weight_IO = (weight_OI / self._scale_O1).round().clamp(-127, 127).to(torch.int8).t()
+        self._scale_O1 = (weight_OI.abs().amax(dim=1, keepdim=True) / largest).clamp_min(1e-12)
+        weight_IO = (weight_OI / self._scale_O1).round().clamp(-largest, largest).to(torch.int8).t()
         self._library = library
         self._num_out = weight_OI.shape[0]
         self._bias_O = bias_O
-        made = library.create_onednn_scaled_mm_handler(
-            weight_IO, self._scale_O1, torch.bfloat16, True, False, _SHAPES_KEPT
-        )
+        made = library.create_onednn_scaled_mm_handler(weight_IO, self._scale_O1, dtype, True, False, _SHAPES_KEPT)
         self._handle = _Handle(library, made)
 
     def __call__(self, x_TI: Tensor) -> Tensor:
@@ -135,6 +134,15 @@ class QuantisedLinear:
         out_TO = x_TI.new_empty(x_TI.shape[0], self._num_out)
         self._library.onednn_scaled_mm(out_TO, quantised_TI, scale_T1, None, None, self._bias_O, self._handle.number)
         return out_TO
+
+
+@functools.cache
+def _largest_weight() -> int:
+    """127 where the products of such weights are exact here, else 64: 2 x 255 x 64 fits in 16 bits."""
+    # Asked of the kernel: it is the instructions it chooses that count, and their names are many (VNNI, AVX-VNNI, AMX).
+    weight_OI, x_TI = torch.full((64, 64), 127.0), torch.full((64, 64), 127.0)
+    product_TO = QuantisedLinear(_library(), weight_OI, None, largest=127)(x_TI)
+    return 127 if torch.allclose(product_TO, x_TI @ weight_OI.t(), rtol=1e-3) else 64
 
 
 # oneDNN prepares a kernel for each number of tokens; packed batches have many.
@@ -194,22 +202,30 @@ PLAIN: Final = Kernels(linear=PlainLinear, norm=_plain_norm, turn=plain_turn, at
 
 @functools.cache
 def _library() -> Any:
-    """vLLM's CPU operators, or None where they are not installed or this machine is not the one they are built for."""
+    """vLLM's CPU operators as built for this processor, or None where they are not installed or there are none."""
     found = importlib.util.find_spec("vllm")
-    if found is None or not found.submodule_search_locations or not _has_bf16():
+    name = next((name for flags, name in _BUILDS.items() if all(map(_has, flags))), None)
+    if found is None or not found.submodule_search_locations or name is None:
         return None
-    file = Path(found.submodule_search_locations[0]) / "_C.abi3.so"
     try:
-        torch.ops.load_library(file)
+        torch.ops.load_library(Path(found.submodule_search_locations[0]) / name)
     except OSError:
         # A GPU build, or one for another torch.
         return None
     return torch.ops._C if all(hasattr(torch.ops._C, name) for name in _NEEDED) else None
 
 
-def _has_bf16() -> bool:
+_BUILDS: Final = {
+    ("avx512", "avx512_bf16"): "_C.abi3.so",
+    ("avx512",): "_C_AVX512.abi3.so",
+    ("avx2",): "_C_AVX2.abi3.so",
+}
+"""vLLM's own choice (vllm/platforms/cpu.py), by what the processor has."""
+
+
+def _has(instructions: str) -> bool:
     # Without a public name in torch; where it is gone, slower kernels are the worst that can come of it.
-    asked = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    asked = getattr(torch.cpu, f"_is_{instructions}_supported", None)
     return asked is not None and bool(asked())
 
 

@@ -15,7 +15,7 @@ PRECISIONS: Final[tuple[str, ...]] = get_args(Precision)
 
 @dataclass(frozen=True, kw_only=True)
 class EngineOptions:
-    """`precision` of the weights and of what runs through them; int8 keeps attention and norms in bfloat16.
+    """`precision` of the weights and of what runs through them; int8 is of products alone, the rest as in bfloat16.
 
     `threads` is how many cores one forward pass uses (0 in serve.yaml: as many as Ray gives the replica, and at least
     one) and `cores`, where it is not empty, which ones.

@@ -91,7 +91,8 @@ def pack_student(weights: Weights, *, precision: Precision, max_tokens: int, ker
     if kernels is None:
         precision = computed_in(precision)
         kernels = make_kernels(precision)
-    dtype = torch.float32 if precision == "float32" else torch.bfloat16
+    # int8 is of the products; what lies between them is as it is without int8.
+    dtype = getattr(torch, computed_in("bfloat16") if precision == "int8" else precision)
     tensors, make = weights.tensors, kernels.linear
     *whole, last = (f"model.layers.{index}" for index in range(weights.num_layers))
     return Student(

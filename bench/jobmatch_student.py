@@ -1,0 +1,270 @@
+"""What lesson the job-matching student keeps most by, on calibration queries alone: dev is not looked at.
+
+    python -m bench.jobmatch_student --root DIR [--students NAME ...] [--seeds N]
+
+DIR holds a finished `preceptor run jobmatch`. Every student is distilled from the run's own stored scores, with one
+thing of its lesson changed (--students; default: the recipe's own and all others), and reads the calibration queries'
+first candidates. Measured beside both teachers:
+
+- NDCG@10 of the real judgements, and what is kept of the relevance teacher's;
+- AUC of clicks, and what is kept of the engagement teacher's. The simulation knows each pair's probability of a click,
+  and the AUC is over these, as over infinitely many requests: no draw of clicks blurs it. `within` is of the pairs of
+  one query alone, `lent` what would be kept if each query's mean log-odds were the teacher's;
+- agreement, which needs no truth: NDCG@10 of the teacher's expected gains in the student's order, and the rank
+  correlation of both teachers' scores with the student's.
+
+Intervals of 95 %, over queries. What is finished under --work is not done again.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import pyarrow as pa
+import torch
+from scipy.stats import spearmanr
+
+from bench.peers.ground import Run
+from bench.peers.lessons import seeded
+from bench.peers.points import require_known, slug
+from preceptor.contracts import GOLDEN, OVERALL, read_table
+from preceptor.errors import PreceptorError
+from preceptor.evaluation.holdout import Predictions, expected_gain
+from preceptor.evaluation.metrics import Floats, Interval, auc, ndcg_at, retention, rows_by_group, within_auc
+from preceptor.local_ray import ray_cluster
+from preceptor.ranker.isotonic import load_calibration
+from preceptor.ranker.model import load_ranker
+from preceptor.ranker.score_stage import collect_pairs, logit_rows
+from preceptor.recipe import DistillConfig, Mix
+from preceptor.recipes import jobmatch
+from preceptor.record import Record
+from preceptor.sources.simulated_clicks import appeal, click_prob
+from preceptor.sources.tables import CANDIDATES
+from preceptor.student.distill import distill
+from preceptor.teachers.linear_stage import linear_logits, load_linear
+
+OWN: Final = "own"
+
+
+def students(own: DistillConfig) -> dict[str, DistillConfig]:
+    """The lessons that can be compared, by name: the recipe's own, and `own` with one thing changed."""
+
+    def steps(num: int) -> DistillConfig:
+        return replace(own, train=replace(own.train, num_steps=num))
+
+    return {
+        OWN: own,
+        "no differences": replace(own, margin=0.0, action_margin=0.0),
+        "action_margin 0.3": replace(own, action_margin=0.3),
+        "action_margin 2": replace(own, action_margin=2.0),
+        "action_margin 4": replace(own, action_margin=4.0),
+        "margin 0.3": replace(own, margin=0.3),
+        "mix 0.5 : 0.5": replace(own, mix=Mix(relevance=0.5, engagement=0.5)),
+        "listnet 0.3": replace(own, listnet=0.3),
+        "half the steps": steps(own.train.num_steps // 2),
+        "twice the steps": steps(own.train.num_steps * 2),
+        "half the rate": replace(
+            own, train=replace(own.train, learning_rate=own.train.learning_rate / 2, head_learning_rate=5e-4)
+        ),
+        "twice the requests": replace(own, train=replace(own.train, groups_per_step=own.train.groups_per_step * 2)),
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heard:
+    """What a model says of N pairs: the expected gain of its grades, and its log-odds of a click."""
+
+    gains_N: Floats
+    clicks_N: Floats
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ground:
+    """The calibration pairs with what is known of them: real grades, the simulation's click probabilities, and what
+    the teachers say."""
+
+    pairs: Sequence[dict[str, str]]
+    grades_N: Floats
+    click_probs_N: Floats
+    teachers: Heard
+
+    @cached_property
+    def queries_N(self) -> np.ndarray:
+        """A number for the query of each pair."""
+        names = [f"{pair['query_id']}/{pair['profile_id']}" for pair in self.pairs]
+        return np.unique(names, return_inverse=True)[1]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--root", type=Path, required=True, help="a finished run of the recipe jobmatch")
+    parser.add_argument("--version", default="v1", help="its version (default: v1)")
+    parser.add_argument("--work", type=Path, help="where students are kept (default: ROOT/jobmatch_student)")
+    parser.add_argument("--students", nargs="*", metavar="NAME", help="of these names (default: all)")
+    parser.add_argument("--seeds", type=int, default=1, help="students of each lesson (default: 1)")
+    parser.add_argument("--bootstrap", type=int, default=1000, help="resamples (default: 1000)")
+    parser.add_argument("--quick", action="store_true", help="two steps, own alone: shows that it runs, no figure")
+    arguments = parser.parse_args()
+    try:
+        run_bench(arguments)
+    except PreceptorError as error:
+        raise SystemExit(str(error)) from error
+
+
+def run_bench(arguments: argparse.Namespace) -> None:
+    """Teach and measure what the arguments ask for, a line of the table as soon as it is known."""
+    recipe = jobmatch()
+    assert recipe.distill is not None
+    own = recipe.distill
+    if arguments.quick:
+        own = replace(own, train=replace(own.train, num_steps=2))
+    lessons = students(own)
+    names = [OWN] if arguments.quick else arguments.students or list(lessons)
+    require_known(names, lessons)
+    run = Run(recipe=recipe, root=arguments.root, version=arguments.version)
+    work = arguments.work or arguments.root / ("jobmatch_student_quick" if arguments.quick else "jobmatch_student")
+    ground = calibration(run)
+    num = 50 if arguments.quick else arguments.bootstrap
+    print("| student | seed | NDCG@10 | kept | click AUC | kept | within | lent | agreement | grades | clicks |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    print(f"| both teachers | | {row(ground, ground.teachers, num=num)} |", flush=True)
+    with ray_cluster():
+        for name in names:
+            for seed in range(arguments.seeds):
+                config = seeded(lessons[name], seed)
+                out = work / slug(name) / f"seed{config.train.seed}"
+                heard = hear_student(teach(run, config, out=out), ground.pairs)
+                print(f"| {name} | {config.train.seed} | {row(ground, heard, num=num)} |", flush=True)
+
+
+def teach(run: Run, config: DistillConfig, *, out: Path) -> Record:
+    """The student of `config` on the run's own pool; Ray must be running."""
+    return distill(
+        config,
+        corpus=run.corpus,
+        relevance=run.record("relevance_teacher"),
+        scores={voice.teacher: run.record(f"{voice.teacher}_scores") for voice in config.heard},
+        out=out,
+    )
+
+
+def calibration(run: Run) -> Ground:
+    """The run's calibration pairs."""
+    pairs = collect_pairs(run.corpus, ["golden calibration"])
+    golden = read_table(run.corpus.path / "golden", GOLDEN).to_pylist()
+    grades = {item["pair_id"]: item["grade"] for item in golden if item["dimension"] == OVERALL}
+    postings = {
+        item["pair_id"]: item["document_key"]
+        for item in read_table(run.corpus.path / "candidates", CANDIDATES).to_pylist()
+    }
+    ids = [pair["pair_id"] for pair in pairs]
+    return Ground(
+        pairs=pairs,
+        grades_N=np.array([grades[name] for name in ids], dtype=np.float64),
+        click_probs_N=np.array([click_prob(grades[name], appeal(postings[name])) for name in ids]),
+        teachers=hear_teachers(run, pairs),
+    )
+
+
+def hear_teachers(run: Run, pairs: Sequence[dict[str, str]]) -> Heard:
+    """What the run's relevance teacher has stored of `pairs`, and what its linear engagement teacher says of them."""
+    stored = Predictions(file=run.record("relevance_scores").path / "scores")
+    grades = stored.of(OVERALL, pa.chunked_array([[pair["pair_id"] for pair in pairs]]))
+    model = run.record("engagement_teacher").path / "model"
+    raw_N = linear_logits(load_linear(model), pairs)["click"]
+    maps = load_calibration(model)
+    clicks_N = np.asarray(maps["click"](raw_N)) if "click" in maps else raw_N
+    return Heard(gains_N=expected_gain(grades), clicks_N=clicks_N)
+
+
+def hear_student(student: Record, pairs: Sequence[dict[str, str]]) -> Heard:
+    """What the student says of `pairs`, computed in float32 in this process."""
+    ranker, tokenizer = load_ranker(student.path / "model", dtype=torch.float32)
+    logits: dict[tuple[str, str], list[float]] = {}
+    for found in logit_rows(ranker, tokenizer, pairs, block=""):
+        logits[found["pair_id"], found["head"]] = found["logits"]
+    ids = [pair["pair_id"] for pair in pairs]
+    return Heard(
+        gains_N=expected_gain(np.array([logits[name, OVERALL] for name in ids])),
+        clicks_N=np.array([logits[name, "click"][0] for name in ids]),
+    )
+
+
+def row(ground: Ground, heard: Heard, *, num: int) -> str:
+    """The cells of the table for what one model says."""
+    teachers = ground.teachers
+    clicks = clicks_kept(ground, heard.clicks_N, num=num)
+    cells = (
+        f"{mean_ndcg(ground, heard.gains_N):.3f}",
+        _words(ndcg_kept(ground, heard.gains_N, num=num)),
+        f"{auc(ground.click_probs_N, heard.clicks_N):.4f}",
+        _words(clicks),
+        f"{within_auc(ground.click_probs_N, heard.clicks_N, ground.queries_N):.4f}",
+        f"{clicks_kept(ground, lent_means(ground, heard.clicks_N), num=0).value:.3f}",
+        f"{agreement(ground, heard.gains_N):.3f}",
+        f"{spearmanr(teachers.gains_N, heard.gains_N).statistic:.3f}",
+        f"{spearmanr(teachers.clicks_N, heard.clicks_N).statistic:.3f}",
+    )
+    return " | ".join(cells)
+
+
+def mean_ndcg(ground: Ground, gains_N: Floats) -> float:
+    """NDCG@10 of the real judgements, over the queries that have one above 0."""
+    return float(np.nanmean(_ndcg_by_query(ground, ground.grades_N, gains_N)))
+
+
+def ndcg_kept(ground: Ground, gains_N: Floats, *, num: int) -> Interval:
+    """NDCG@10 over the relevance teacher's, over the same queries."""
+    ours, theirs = (_ndcg_by_query(ground, ground.grades_N, found) for found in (gains_N, ground.teachers.gains_N))
+    judged = np.flatnonzero(~np.isnan(theirs)).tolist()
+    return retention(
+        lambda drawn: float(ours[drawn].mean()), lambda drawn: float(theirs[drawn].mean()), judged, num=num, seed=11
+    )
+
+
+def agreement(ground: Ground, gains_N: Floats) -> float:
+    """NDCG@10 where the truth is what the relevance teacher expects to gain."""
+    # ndcg_at takes grades, and a gain is 2^grade - 1.
+    return float(np.nanmean(_ndcg_by_query(ground, np.log2(1 + ground.teachers.gains_N), gains_N)))
+
+
+def clicks_kept(ground: Ground, clicks_N: Floats, *, num: int) -> Interval:
+    """AUC over click probabilities, over the engagement teacher's."""
+    num_queries = int(ground.queries_N.max()) + 1
+
+    def measured(logits_N: Floats, drawn: Sequence[int]) -> float:
+        return auc(ground.click_probs_N, logits_N, np.bincount(drawn, minlength=num_queries)[ground.queries_N])
+
+    return retention(
+        lambda drawn: measured(clicks_N, drawn),
+        lambda drawn: measured(ground.teachers.clicks_N, drawn),
+        range(num_queries),
+        num=num,
+        seed=11,
+    )
+
+
+def lent_means(ground: Ground, clicks_N: Floats) -> Floats:
+    """The log-odds, each query's moved to have the engagement teacher's mean."""
+    moved_N = clicks_N.copy()
+    for rows in rows_by_group(ground.queries_N):
+        moved_N[rows] += ground.teachers.clicks_N[rows].mean() - clicks_N[rows].mean()
+    return moved_N
+
+
+def _ndcg_by_query(ground: Ground, grades_N: Floats, scores_N: Floats) -> Floats:
+    return np.array([ndcg_at(grades_N[rows], scores_N[rows]) for rows in rows_by_group(ground.queries_N)])
+
+
+def _words(interval: Interval) -> str:
+    return f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+
+
+if __name__ == "__main__":
+    main()
