@@ -30,7 +30,8 @@ import pyarrow as pa
 import torch
 from scipy.stats import spearmanr
 
-from bench.peers.ground import Run
+from bench.distill_sweep import teach
+from bench.peers.ground import Run, own_pool
 from bench.peers.lessons import seeded
 from bench.peers.points import require_known, slug
 from preceptor.contracts import GOLDEN, OVERALL, read_table
@@ -46,7 +47,6 @@ from preceptor.recipes import jobmatch
 from preceptor.record import Record
 from preceptor.sources.simulated_clicks import appeal, click_prob
 from preceptor.sources.tables import CANDIDATES
-from preceptor.student.distill import distill
 from preceptor.teachers.linear_stage import linear_logits, load_linear
 
 OWN: Final = "own"
@@ -129,7 +129,7 @@ def run_bench(arguments: argparse.Namespace) -> None:
     require_known(names, lessons)
     run = Run(recipe=recipe, root=arguments.root, version=arguments.version)
     work = arguments.work or arguments.root / ("jobmatch_student_quick" if arguments.quick else "jobmatch_student")
-    ground = calibration(run)
+    ground, pool = calibration(run), own_pool(run)
     num = 50 if arguments.quick else arguments.bootstrap
     print("| student | seed | NDCG@10 | kept | click AUC | kept | within | lent | agreement | grades | clicks |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
@@ -138,20 +138,10 @@ def run_bench(arguments: argparse.Namespace) -> None:
         for name in names:
             for seed in range(arguments.seeds):
                 config = seeded(lessons[name], seed)
-                out = work / slug(name) / f"seed{config.train.seed}"
-                heard = hear_student(teach(run, config, out=out), ground.pairs)
+                finished = run.root / "distill" / run.version if name == OWN and seed == 0 else None
+                student = teach(run, pool, config, place=work / slug(name), finished=finished)
+                heard = hear_student(student, ground.pairs)
                 print(f"| {name} | {config.train.seed} | {row(ground, heard, num=num)} |", flush=True)
-
-
-def teach(run: Run, config: DistillConfig, *, out: Path) -> Record:
-    """The student of `config` on the run's own pool; Ray must be running."""
-    return distill(
-        config,
-        corpus=run.corpus,
-        relevance=run.record("relevance_teacher"),
-        scores={voice.teacher: run.record(f"{voice.teacher}_scores") for voice in config.heard},
-        out=out,
-    )
 
 
 def calibration(run: Run) -> Ground:
