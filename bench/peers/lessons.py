@@ -26,6 +26,7 @@ LISTWISE: Final = 0.5
 LISTNET: Final = 0.5
 MARGIN: Final = 0.05
 ACTION_MARGIN: Final = 0.3
+ACTION_MSE: Final = 0.3
 """Weights of the terms that a recipe does not have. MarginMSE squares differences of log-odds, which reach several
 nats where the other terms stay below one: hence a tenth of their weight."""
 
@@ -57,6 +58,7 @@ def ablations(recipe: Recipe, config: DistillConfig, *, least: float) -> dict[st
         **_toggled(config, "listwise", LISTWISE, "listwise term"),
         **_toggled(config, "margin", MARGIN, "MarginMSE"),
         **_toggled(config, "action_margin", ACTION_MARGIN, "action MarginMSE"),
+        **_toggled(config, "action_mse", ACTION_MSE, "action MSE"),
         **_toggled(config, "listnet", LISTNET, "ListNet"),
         **_masked(config, least),
         **_started(recipe, config),

@@ -6,6 +6,7 @@ import itertools
 import random
 from dataclasses import fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -138,11 +139,12 @@ def test_a_student_of_other_layers_differs_in_them_alone(name: str) -> None:
 def test_what_a_lesson_has_is_left_out_of_it() -> None:
     recipe = SHIPPED["tiny"]()
     voices = (Voice(teacher="relevance", slices=("plain",), temperature=2.0), Voice(teacher="engagement", least=0.1))
-    config = replace(lesson(recipe), listwise=0.0, margin=0.2, action_margin=0.1, listnet=0.3, voices=voices, share=0.5)
+    terms: dict[str, Any] = {"listwise": 0.0, "margin": 0.2, "action_margin": 0.1, "action_mse": 0.4, "listnet": 0.3}
+    config = replace(lesson(recipe), **terms, voices=voices, share=0.5)
     found = ablations(recipe, config, least=0.02)
     assert found[f"listwise term {LISTWISE:g}"].listwise == LISTWISE
     assert found["no MarginMSE"].margin == 0 and found["no ListNet"].listnet == 0
-    assert found["no action MarginMSE"].action_margin == 0
+    assert found["no action MarginMSE"].action_margin == 0 and found["no action MSE"].action_mse == 0
     assert found["no mask"].voices == (Voice(teacher="relevance", temperature=2.0), Voice(teacher="engagement"))
     assert [voice.targets for voice in found["hard grades"].voices] == ["hard", "soft"]
     assert [voice.targets for voice in found["hard grades and actions"].voices] == ["hard", "hard"]

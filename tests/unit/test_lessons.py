@@ -25,6 +25,7 @@ from preceptor.ranker.losses import (
     listwise_kl,
     loss_terms,
     margin_mse,
+    score_mse,
     total_loss,
 )
 from preceptor.ranker.mixing import START, advanced, measured, mixed
@@ -98,9 +99,19 @@ def listnet_reference(columns: Columns) -> float:
     return total
 
 
+def mse_reference(columns: Columns) -> float:
+    return sum(
+        sum((score - other) ** 2 for score, other in zip(scores, wanted, strict=True)) / len(scores)
+        for scores, wanted in lists_of(columns)
+    )
+
+
 @pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize(("loss", "reference"), [(margin_mse, margin_reference), (list_net, listnet_reference)])
-def test_a_loss_of_order_equals_its_loops(loss: Loss, reference: Callable[[Columns], float], seed: int) -> None:
+@pytest.mark.parametrize(
+    ("loss", "reference"),
+    [(margin_mse, margin_reference), (list_net, listnet_reference), (score_mse, mse_reference)],
+)
+def test_a_loss_of_scores_equals_its_loops(loss: Loss, reference: Callable[[Columns], float], seed: int) -> None:
     columns = drawn_columns(seed)
     assert any(len(scores) > 2 for scores, _ in lists_of(columns))
     assert float(loss(*columns)) == pytest.approx(reference(columns), rel=1e-4)
@@ -116,6 +127,25 @@ def test_a_constant_for_each_request_and_the_unseen_cost_nothing(loss: Loss) -> 
     assert right.grad is not None and float(right.grad.abs().max()) < 1e-5
     assert value.item() == pytest.approx(float(loss(wanted, wanted, seen, groups)), abs=1e-4)
     assert value.item() < float(loss(scores, wanted, seen, groups))
+
+
+def test_the_squared_error_of_scores_forgives_no_constant_and_no_request_of_one_document() -> None:
+    """What margin_mse lets be: half of it and the square of each request's mean error make the squared error."""
+    scores, wanted, _, groups = drawn_columns(5)
+    seen = torch.ones_like(scores, dtype=torch.bool)
+    sizes = groups.bincount(minlength=4).unsqueeze(1)
+    means = torch.zeros(4, 2).index_add(0, groups, scores - wanted) / sizes
+    apart = scores + 3.0 * groups.unsqueeze(1)
+    assert float(margin_mse(apart, wanted, seen, groups)) == pytest.approx(
+        float(margin_mse(scores, wanted, seen, groups)), rel=1e-4
+    )
+    centred = scores - means[groups]
+    assert float(score_mse(scores, wanted, seen, groups)) == pytest.approx(
+        float(score_mse(centred, wanted, seen, groups)) + float(means.square().sum()), rel=1e-4
+    )
+    assert float(score_mse(apart, wanted, seen, groups)) > float(score_mse(scores, wanted, seen, groups)) + 9
+    alone = torch.tensor([[2.0]]), torch.tensor([[-1.0]]), torch.tensor([[True]]), torch.tensor([0])
+    assert float(score_mse(*alone)) == 9 and float(margin_mse(*alone)) == 0
 
 
 @pytest.mark.parametrize("loss", [margin_mse, list_net])
@@ -167,7 +197,7 @@ def test_terms_take_the_log_odds_of_their_heads_over_the_normaliser_given() -> N
     generator = torch.Generator().manual_seed(8)
     targets = drawn_targets(generator, num=9)
     grades, actions = torch.randn(9, 1, NUM_GRADES, generator=generator), torch.randn(9, 2, generator=generator)
-    shares = {"grade_margin": 0.1, "grade_listnet": 0.2, "action_margin": 0.3, "action_listnet": 0.4}
+    shares = {"grade_margin": 0.1, "grade_listnet": 0.2, "action_margin": 0.3, "action_listnet": 0.4, "action_mse": 0.6}
     objective = Objective(grade=0.5, action=0.5, listwise=0.0, **shares)
     norm = Normalisers(grade=2.0, action=3.0, groups=5.0, orders=7.0)
     terms = loss_terms(grades, actions, targets, objective, norm)
@@ -190,6 +220,7 @@ def test_terms_take_the_log_odds_of_their_heads_over_the_normaliser_given() -> N
     for kind, columns, num in (("grade", graded, 5), ("action", acted, 7)):
         assert float(terms[f"{kind}_margin"]) == pytest.approx(margin_reference(columns) / num, rel=1e-3)
         assert float(terms[f"{kind}_listnet"]) == pytest.approx(listnet_reference(columns) / num, rel=1e-3)
+    assert float(terms["action_mse"]) == pytest.approx(mse_reference(acted) / 7, rel=1e-3)
     by_hand = sum(share * float(terms[name]) for name, share in asdict(objective).items() if share)
     assert float(total_loss(terms, objective)) == pytest.approx(by_hand, rel=1e-6)
 
@@ -203,6 +234,7 @@ EVERY_TERM = Objective(
     action_margin=0.6,
     action_listnet=0.7,
     action_within=0.35,
+    action_mse=0.45,
 )
 
 
@@ -522,6 +554,7 @@ def test_recipes_from_before_keep_their_fingerprint(name: str) -> None:
         {"margin": 0.1},
         {"listnet": 0.1},
         {"action_margin": 0.1},
+        {"action_mse": 0.1},
         {"mixing": UncertaintyMixing()},
         {"mixing": GradientMixing()},
         {"voices": (Voice(teacher="relevance"),)},
@@ -536,8 +569,9 @@ def test_what_a_recipe_chooses_is_in_its_fingerprint(change: dict[str, Any]) -> 
 
 def test_actions_may_weigh_their_differences_more_than_grades_do() -> None:
     config = replace(shipped("tiny"), mix=Mix(relevance=0.75, engagement=0.25), margin=0.5, action_margin=1.5)
-    objective = objective_of(config)
+    objective = objective_of(replace(config, action_mse=3.0))
     assert (objective.grade_margin, objective.action_margin) == (0.75 * 0.5, 0.25 * 2.0)
+    assert objective.action_mse == 0.25 * 3.0 and objective_of(config).action_mse == 0
 
 
 def test_how_groups_are_read_is_in_no_fingerprint() -> None:

@@ -28,6 +28,7 @@ TERMS: Final = (
     "action_margin",
     "action_listnet",
     "action_within",
+    "action_mse",
 )
 """The loss terms, in the order they are added up."""
 
@@ -80,6 +81,7 @@ class Objective:
     action_margin: float = 0.0
     action_listnet: float = 0.0
     action_within: float = 0.0
+    action_mse: float = 0.0
 
 
 def graded_kl(logits_NG5: Tensor, targets: Targets) -> Tensor:
@@ -135,6 +137,19 @@ def margin_mse(scores_NK: Tensor, wanted_NK: Tensor, seen_NK: Tensor, group_N: T
     centred_NK = torch.where(seen_NK, errors_NK - means_QK[group_N], 0.0)
     squares_QK = empty_QK.index_add(0, group_N, centred_NK.square())
     return (2 * squares_QK / (counts_QK - 1).clamp(min=1)).sum()
+
+
+def score_mse(scores_NK: Tensor, wanted_NK: Tensor, seen_NK: Tensor, group_N: Tensor) -> Tensor:
+    """Sum over requests and columns of the mean squared error of the seen documents' scores.
+
+    Regression on a teacher's logits (Ba and Caruana 2014). `margin_mse` forgives a constant for each request, and this
+    does not: it is for scores that are compared across requests.
+    """
+    num_groups = int(group_N.max()) + 1 if len(group_N) else 0
+    squares_NK = torch.where(seen_NK, scores_NK - wanted_NK, 0.0).square()
+    empty_QK = scores_NK.new_zeros(num_groups, scores_NK.shape[1])
+    counts_QK = empty_QK.index_add(0, group_N, seen_NK.to(scores_NK.dtype))
+    return (empty_QK.index_add(0, group_N, squares_NK) / counts_QK.clamp(min=1)).sum()
 
 
 def list_net(scores_NK: Tensor, wanted_NK: Tensor, seen_NK: Tensor, group_N: Tensor) -> Tensor:
@@ -211,10 +226,12 @@ def loss_terms(
             terms |= _order_terms("grade", columns, objective, norm.groups)
     if action_logits_NA.shape[1] and norm.taken and objective.action_within:
         terms["action_within"] = action_within(action_logits_NA, targets) / norm.taken
-    if action_logits_NA.shape[1] and norm.orders and (objective.action_margin or objective.action_listnet):
+    if action_logits_NA.shape[1] and norm.orders:
         wanted_NA = torch.logit(targets.action_probs_NA, eps=SMALLEST_SHARE)
         columns = (action_logits_NA, wanted_NA, targets.action_weights_NA > 0, group_N)
         terms |= _order_terms("action", columns, objective, norm.orders)
+        if objective.action_mse:
+            terms["action_mse"] = score_mse(*columns) / norm.orders
     return terms
 
 

@@ -50,12 +50,15 @@ class DistillConfig:
     It hears the relevance teacher at `temperature` and the engagement teacher, or the `voices` given in their place.
     Beside graded KL and action cross-entropy its loss has what these weigh: `listwise` the order of a request's
     documents by grade, `listnet` and `margin` their order and their differences by every head, `action_margin` their
-    differences by actions alone, beside `margin` (ranker/losses.py). The mix gives the shares; `mixing` is the rule
-    that may move them while it learns. With `share` below 1 it learns the pairs of about that share of the train
-    queries, drawn by a hash of their ids: what a larger share draws holds them.
+    differences by actions alone, beside `margin`, `action_mse` the actions' log-odds as they are (ranker/losses.py).
+    The mix gives the shares; `mixing` is the rule that may move them while it learns. With `share` below 1 it learns
+    the pairs of about that share of the train queries, drawn by a hash of their ids: what a larger share draws holds
+    them.
 
     Where actions are rare give them some `action_margin`: cross-entropy's gradient is the error in probability, so at
     a rate of a tenth it is small beside that of grades, and a student may read nothing that only actions depend on.
+    Where their scores are compared across requests, as an AUC over all of them does, give `action_mse` too: differences
+    within a request say nothing of its mean, and cross-entropy, of rare actions, little.
     """
 
     mix: Mix
@@ -69,6 +72,7 @@ class DistillConfig:
     margin: float = field(default=0.0, metadata=LATER)
     listnet: float = field(default=0.0, metadata=LATER)
     action_margin: float = field(default=0.0, metadata=LATER)
+    action_mse: float = field(default=0.0, metadata=LATER)
     mixing: Mixing = field(default=FixedMixing(), metadata=LATER)
     voices: tuple[Voice, ...] = field(default=(), metadata=LATER)
     share: float = field(default=1.0, metadata=LATER)
@@ -76,9 +80,9 @@ class DistillConfig:
     def __post_init__(self) -> None:
         require(self.temperature > 0, f"temperature must be above 0, got {self.temperature}")
         require(
-            min(self.margin, self.listnet, self.action_margin) >= 0,
-            "margin, listnet and action_margin must be 0 or above, "
-            f"got {self.margin}, {self.listnet} and {self.action_margin}",
+            min(self.margin, self.listnet, self.action_margin, self.action_mse) >= 0,
+            "margin, listnet, action_margin and action_mse must be 0 or above, "
+            f"got {self.margin}, {self.listnet}, {self.action_margin} and {self.action_mse}",
         )
         require(0 < self.share <= 1, f"share must be above 0 and at most 1, got {self.share}")
         names = [voice.teacher for voice in self.voices]

@@ -213,6 +213,7 @@ def objective_of(config: DistillConfig) -> Objective:
         grade_listnet=grades * config.listnet,
         action_margin=acts * (config.margin + config.action_margin),
         action_listnet=acts * config.listnet,
+        action_mse=acts * config.action_mse,
     )
 
 
