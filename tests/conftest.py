@@ -14,7 +14,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 # Idle threads of OpenMP sleep at once. They would spin, on cores that the other process of `make test` wants: beside
-# two busy processes on two cores, tests/unit/test_ranker.py took 104 s so and takes 16 s now; alone, 20 s and 18 s.
+# two busy processes on two cores, the tests of the ranker took 104 s so and take 16 s now; alone, 20 s and 18 s.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # Hermetic: a user's running cluster must not be joined.
 os.environ.pop("RAY_ADDRESS", None)

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from preceptor.contracts import GOLDEN, PAIRS, rows_to_table, write_table
 from preceptor.record import Record
+from tests.unit.deciding import Room, lay_room
+from tests.unit.desk import Desk, lay_desk
 from tests.unit.labelling import pool, truth_of
+
+if TYPE_CHECKING:
+    from starlette.testclient import TestClient
 
 
 @pytest.fixture
@@ -23,3 +32,35 @@ def corpus(tmp_path: Path) -> Record:
     ]
     write_table(rows_to_table(rows, GOLDEN), out / "golden" / "a.parquet", GOLDEN)
     return Record(stage="market", version="v1", fingerprint="c0", path=out, config={})
+
+
+@pytest.fixture(scope="module")
+def laid(tmp_path_factory: pytest.TempPathFactory) -> Room:
+    """A workbench's room that no test changes: they take copies."""
+    return lay_room(tmp_path_factory.mktemp("workbench"))
+
+
+@pytest.fixture
+def room(laid: Room, tmp_path: Path) -> Room:
+    shutil.copytree(laid.session.policy.parent, tmp_path / "room")
+    session = replace(laid.session, policy=tmp_path / "room" / "policy", root=tmp_path / "room" / "root")
+    return replace(laid, session=session)
+
+
+@pytest.fixture
+def page(room: Room) -> Iterator[TestClient]:
+    # Here, for a second of imports would be every unit test's.
+    from starlette.testclient import TestClient
+
+    from preceptor.workbench import make_workbench
+    from tests.unit.workbench_page import ORIGIN, PAGE
+
+    app = make_workbench(room.session, recalibrate=room.recalibrate)
+    with TestClient(app, base_url=ORIGIN, headers=PAGE) as client:
+        yield client
+
+
+@pytest.fixture
+def desk(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Desk:
+    """A golden round on its way to its graders."""
+    return lay_desk(tmp_path, capsys)

@@ -1,10 +1,12 @@
-"""What a student is told: losses of order equal plain loops, rules their formulas, voices keep to their masks."""
+"""What teachers and a student are told: clicks become rates, voices keep to their masks, recipes their fingerprints."""
 
 from __future__ import annotations
 
+import datetime
 import math
+import random
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,30 +14,23 @@ import pytest
 import torch
 from torch import Tensor
 
-from preceptor.contracts import NUM_GRADES, OVERALL, TEACHER_SCORES, rows_to_table, split_of, write_table
-from preceptor.errors import InputError, RecipeError
-from preceptor.ranker.losses import (
-    SMALLEST_SHARE,
-    TERMS,
-    Normalisers,
-    Objective,
-    Targets,
-    grade_log_odds,
-    list_net,
-    listwise_kl,
-    loss_terms,
-    margin_mse,
-    score_mse,
-    total_loss,
+from preceptor.contracts import (
+    EXAMPLES,
+    IMPRESSIONS,
+    OVERALL,
+    TEACHER_SCORES,
+    make_pair,
+    rows_to_table,
+    split_of,
+    write_table,
 )
-from preceptor.ranker.mixing import START, advanced, measured, mixed
-from preceptor.recipe import DistillConfig, FixedMixing, GradientMixing, Mix, UncertaintyMixing, Voice
+from preceptor.errors import InputError, RecipeError
+from preceptor.recipe import DistillConfig, GradientMixing, Mix, UncertaintyMixing, Voice
 from preceptor.recipes import SHIPPED
-from preceptor.record import fingerprint_of, to_jsonable
+from preceptor.record import Record, fingerprint_of, to_jsonable
 from preceptor.student.distill import hardened, is_drawn, learnable, merged, objective_of, stored_scores, voice_examples
-
-Columns = tuple[Tensor, Tensor, Tensor, Tensor]
-Loss = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+from preceptor.teachers.engagement import MIN_PROPENSITY, click_examples, exposures
+from tests.unit.ranking import softmax
 
 FINGERPRINTS = {
     "tiny": "3261f06a8c12fa80",
@@ -49,371 +44,82 @@ That of jobmatch since its student learns differences.
 """
 
 
-# losses of order
+# what the teachers and the student learn from
 
 
-def drawn_columns(seed: int, *, num: int = 11, num_columns: int = 2, num_groups: int = 4) -> Columns:
-    """Scores, wanted scores, what is seen (about two thirds) and groups, one of them of a single document."""
-    generator = torch.Generator().manual_seed(seed)
-    group_N = torch.cat(
-        [torch.randint(num_groups - 1, (num - 1,), generator=generator), torch.tensor([num_groups - 1])]
-    )
-    return (
-        2 * torch.randn(num, num_columns, generator=generator),
-        2 * torch.randn(num, num_columns, generator=generator),
-        torch.rand(num, num_columns, generator=generator) < 0.7,
-        group_N,
-    )
+def test_rates_given_examination_recover_attraction_where_raw_rates_do_not() -> None:
+    # The best document was mostly shown at the bottom, as an earlier ranker had it.
+    attraction = {"best": 0.6, "good": 0.4, "poor": 0.2}
+    shown_at = {"best": 0.2, "good": 0.5, "poor": 0.9}
+    draw = random.Random(4)
+    rows = []
+    for pair_id, rate in attraction.items():
+        for _ in range(20_000):
+            # A fifth of the time anywhere, as exploration would show it.
+            examined = shown_at[pair_id] if draw.random() < 0.8 else draw.choice([0.2, 0.5, 0.9])
+            click = float(draw.random() < examined * rate)
+            rows.append({"pair_id": pair_id, "examined": examined, "click": click, "apply": None})
+    corrected = {row["pair_id"]: row["target"][0] for row in click_examples(rows)}
+    raw = {row["pair_id"]: row["target"][0] for row in click_examples([{**row, "examined": 1.0} for row in rows])}
+    # 20,000 draws at 0.29 examinations each or more: a standard deviation of at most 0.008.
+    assert corrected == pytest.approx(attraction, abs=0.04)
+    assert raw["best"] < raw["poor"] < attraction["poor"]
 
 
-def lists_of(columns: Columns) -> list[tuple[list[float], list[float]]]:
-    """The seen scores and wanted scores of each request and column."""
-    scores, wanted, seen, groups = columns
-    return [
-        ([float(scores[n, k]) for n in rows], [float(wanted[n, k]) for n in rows])
-        for k in range(scores.shape[1])
-        for group in sorted(set(groups.tolist()))
-        if (rows := [n for n in range(len(groups)) if groups[n] == group and seen[n, k]])
+def test_an_action_counts_where_it_was_seen_and_ever_taken() -> None:
+    rows = [
+        {"pair_id": "a", "examined": 0.25, "click": 1.0, "apply": 0.0},
+        {"pair_id": "a", "examined": 0.5, "click": 0.0, "apply": 0.0},
+        {"pair_id": "b", "examined": 0.5, "click": 1.0, "apply": 0.0},
+        {"pair_id": "c", "examined": 2.0, "click": None, "apply": 0.0},
     ]
+    found = {row["pair_id"]: row for row in click_examples(rows)}
+    assert found == {
+        "a": {"pair_id": "a", "head": "click", "target": [1.0], "weight": 0.75},  # 1 / 0.75, cut
+        "b": {"pair_id": "b", "head": "click", "target": [1.0], "weight": 0.5},
+    }
+    assert rows_to_table(found.values(), EXAMPLES).num_rows == 2
+    applied = list(click_examples([*rows, {"pair_id": "c", "examined": 2.0, "click": None, "apply": 1.0}]))
+    rates = {row["pair_id"]: row["target"] for row in applied if row["head"] == "apply"}
+    assert rates == {"a": [0.0], "b": [0.0], "c": [0.25]}
 
 
-def margin_reference(columns: Columns) -> float:
-    total = 0.0
-    for scores, wanted in lists_of(columns):
-        squares = [
-            ((scores[i] - scores[j]) - (wanted[i] - wanted[j])) ** 2 for i in range(len(scores)) for j in range(i)
-        ]
-        total += sum(squares) / len(squares) if squares else 0.0
-    return total
+def test_a_position_that_nobody_examines_cannot_dominate(tmp_path: Path) -> None:
+    pair = make_pair("nurse", "", "ward", slice="s")
+    ids = {name: pair[name] for name in ("pair_id", "query_id", "profile_id", "document_id", "split")}
+    when = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
+    rows = [
+        {**ids, "request_id": "r", "position": 9, "shown_at": when, "click": True, "apply": False, "propensity": given}
+        for given in (1e-6, 0.5)
+    ]
+    write_table(rows_to_table(rows, IMPRESSIONS), tmp_path / "impressions" / "0.parquet", IMPRESSIONS)
+    corpus = Record(stage="market", version="v1", fingerprint="c", path=tmp_path, config={})
+    assert [row["examined"] for row in exposures(corpus)] == [MIN_PROPENSITY, 0.5]
 
 
-def softmax(values: Sequence[float]) -> list[float]:
-    powers = [math.exp(value - max(values)) for value in values]
-    return [power / sum(powers) for power in powers]
-
-
-def listnet_reference(columns: Columns) -> float:
-    total = 0.0
-    for scores, wanted in lists_of(columns):
-        total -= sum(p * math.log(q) for p, q in zip(softmax(wanted), softmax(scores), strict=True))
-    return total
-
-
-def mse_reference(columns: Columns) -> float:
-    return sum(
-        sum((score - other) ** 2 for score, other in zip(scores, wanted, strict=True)) / len(scores)
-        for scores, wanted in lists_of(columns)
+def test_stored_logits_become_probabilities_at_the_temperature_asked(tmp_path: Path) -> None:
+    logits = [4.0, 2.0, 0.0, -2.0, -40.0]
+    rows = [
+        {"pair_id": "a", "teacher": "relevance_teacher", "head": OVERALL, "logits": logits},
+        {"pair_id": "a", "teacher": "relevance_teacher", "head": "role", "logits": logits},
+        {"pair_id": "b", "teacher": "engagement_teacher", "head": "click", "logits": [-1.5]},
+    ]
+    write_table(rows_to_table(rows, TEACHER_SCORES), tmp_path / "0.parquet", TEACHER_SCORES)
+    slices = {"a": "s", "b": "s"}
+    (graded,) = voice_examples(tmp_path, Voice(teacher="relevance", temperature=2.0, heads=(OVERALL,)), slices)
+    (acted,) = voice_examples(tmp_path, Voice(teacher="engagement", heads=("click",)), slices)
+    assert graded == {
+        "pair_id": "a",
+        "head": OVERALL,
+        "target": pytest.approx(softmax([2, 1, 0, -1, -20])),
+        "weight": 1,
+    }
+    assert acted == {"pair_id": "b", "head": "click", "target": [pytest.approx(1 / (1 + math.exp(1.5)))], "weight": 1}
+    write_table(
+        rows_to_table([{**rows[0], "logits": [1.0, 2.0]}], TEACHER_SCORES), tmp_path / "1.parquet", TEACHER_SCORES
     )
-
-
-@pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize(
-    ("loss", "reference"),
-    [(margin_mse, margin_reference), (list_net, listnet_reference), (score_mse, mse_reference)],
-)
-def test_a_loss_of_scores_equals_its_loops(loss: Loss, reference: Callable[[Columns], float], seed: int) -> None:
-    columns = drawn_columns(seed)
-    assert any(len(scores) > 2 for scores, _ in lists_of(columns))
-    assert float(loss(*columns)) == pytest.approx(reference(columns), rel=1e-4)
-
-
-@pytest.mark.parametrize("loss", [margin_mse, list_net])
-def test_a_constant_for_each_request_and_the_unseen_cost_nothing(loss: Loss) -> None:
-    scores, wanted, seen, groups = drawn_columns(3)
-    moved = wanted + 5.0 * groups.unsqueeze(1)
-    right = torch.where(seen, moved, 99.0).requires_grad_()
-    value = loss(right, wanted, seen, groups)
-    value.backward()
-    assert right.grad is not None and float(right.grad.abs().max()) < 1e-5
-    assert value.item() == pytest.approx(float(loss(wanted, wanted, seen, groups)), abs=1e-4)
-    assert value.item() < float(loss(scores, wanted, seen, groups))
-
-
-def test_the_squared_error_of_scores_forgives_no_constant_and_no_request_of_one_document() -> None:
-    """What margin_mse lets be: half of it and the square of each request's mean error make the squared error."""
-    scores, wanted, _, groups = drawn_columns(5)
-    seen = torch.ones_like(scores, dtype=torch.bool)
-    sizes = groups.bincount(minlength=4).unsqueeze(1)
-    means = torch.zeros(4, 2).index_add(0, groups, scores - wanted) / sizes
-    apart = scores + 3.0 * groups.unsqueeze(1)
-    assert float(margin_mse(apart, wanted, seen, groups)) == pytest.approx(
-        float(margin_mse(scores, wanted, seen, groups)), rel=1e-4
-    )
-    centred = scores - means[groups]
-    assert float(score_mse(scores, wanted, seen, groups)) == pytest.approx(
-        float(score_mse(centred, wanted, seen, groups)) + float(means.square().sum()), rel=1e-4
-    )
-    assert float(score_mse(apart, wanted, seen, groups)) > float(score_mse(scores, wanted, seen, groups)) + 9
-    alone = torch.tensor([[2.0]]), torch.tensor([[-1.0]]), torch.tensor([[True]]), torch.tensor([0])
-    assert float(score_mse(*alone)) == 9 and float(margin_mse(*alone)) == 0
-
-
-@pytest.mark.parametrize("loss", [margin_mse, list_net])
-def test_requests_of_one_seen_document_or_none_have_no_gradient(loss: Loss) -> None:
-    scores, wanted, _, _ = drawn_columns(4, num=3)
-    scores.requires_grad_()
-    seen = torch.tensor([[True, True], [True, False], [True, True]])
-    value = loss(scores, wanted, seen, torch.arange(3))
-    value.backward()
-    assert value.item() == 0 and scores.grad is not None and not scores.grad.any()
-
-
-def test_listnet_of_expected_grades_has_the_gradient_of_the_listwise_kl() -> None:
-    generator = torch.Generator().manual_seed(0)
-    targets = drawn_targets(generator, num=8)
-    logits = torch.randn(8, NUM_GRADES, generator=generator).requires_grad_()
-    grades = torch.arange(NUM_GRADES, dtype=torch.float32)
-    expected_N1 = (logits.softmax(-1) @ grades).unsqueeze(1)
-    columns = (expected_N1, targets.grade_probs_NG5[:, :1] @ grades, targets.grade_weights_NG > 0, targets.group_N)
-    (of_listnet,) = torch.autograd.grad(list_net(*columns), logits)
-    (of_kl,) = torch.autograd.grad(listwise_kl(logits, targets), logits)
-    torch.testing.assert_close(of_listnet, of_kl, atol=1e-6, rtol=1e-4)
-
-
-def test_log_odds_of_grades_are_theirs_and_stay_finite() -> None:
-    logits = torch.tensor([[0.0, 0, 0, 0, 0], [3.0, 1, -1, 0, 2], [-90, -90, -90, -90, 90], [200, 0, 0, 0, 0]])
-    logits.requires_grad_()
-    found = grade_log_odds(logits.log_softmax(-1))
-    found.sum().backward()
-    shares = [sum(g * p for g, p in enumerate(softmax(row))) / 4 for row in logits[:2].tolist()]
-    assert found[:2, 0].tolist() == pytest.approx([math.log(share / (1 - share)) for share in shares], abs=1e-6)
-    assert found[2] > 100 and found[3] < -100
-    assert logits.grad is not None and logits.grad.isfinite().all() and logits.grad.any()
-
-
-def drawn_targets(generator: torch.Generator, *, num: int, num_groups: int = 3) -> Targets:
-    probs = torch.rand(num, 1, NUM_GRADES, generator=generator)
-    probs[0, 0, :4] = 0.0
-    return Targets(
-        grade_probs_NG5=probs / probs.sum(-1, keepdim=True),
-        grade_weights_NG=(torch.rand(num, 1, generator=generator) - 0.3).clamp(min=0),
-        action_probs_NA=torch.rand(num, 2, generator=generator),
-        action_weights_NA=(torch.rand(num, 2, generator=generator) - 0.3).clamp(min=0),
-        group_N=torch.randint(num_groups, (num,), generator=generator).sort().values,
-    )
-
-
-def test_terms_take_the_log_odds_of_their_heads_over_the_normaliser_given() -> None:
-    generator = torch.Generator().manual_seed(8)
-    targets = drawn_targets(generator, num=9)
-    grades, actions = torch.randn(9, 1, NUM_GRADES, generator=generator), torch.randn(9, 2, generator=generator)
-    shares = {"grade_margin": 0.1, "grade_listnet": 0.2, "action_margin": 0.3, "action_listnet": 0.4, "action_mse": 0.6}
-    objective = Objective(grade=0.5, action=0.5, listwise=0.0, **shares)
-    norm = Normalisers(grade=2.0, action=3.0, groups=5.0, orders=7.0)
-    terms = loss_terms(grades, actions, targets, objective, norm)
-
-    def share_of(probs: Sequence[float]) -> float:
-        share = sum(g * p for g, p in enumerate(probs)) / 4
-        return min(max(share, SMALLEST_SHARE), 1 - SMALLEST_SHARE)
-
-    def odds(share: float) -> float:
-        return math.log(share / (1 - share))
-
-    graded = (
-        torch.tensor([[odds(share_of(softmax(row)))] for row in grades[:, 0].tolist()]),
-        torch.tensor([[odds(share_of(row))] for row in targets.grade_probs_NG5[:, 0].tolist()]),
-        targets.grade_weights_NG > 0,
-        targets.group_N,
-    )
-    wanted = torch.tensor([[odds(share) for share in row] for row in targets.action_probs_NA.tolist()])
-    acted = (actions, wanted, targets.action_weights_NA > 0, targets.group_N)
-    for kind, columns, num in (("grade", graded, 5), ("action", acted, 7)):
-        assert float(terms[f"{kind}_margin"]) == pytest.approx(margin_reference(columns) / num, rel=1e-3)
-        assert float(terms[f"{kind}_listnet"]) == pytest.approx(listnet_reference(columns) / num, rel=1e-3)
-    assert float(terms["action_mse"]) == pytest.approx(mse_reference(acted) / 7, rel=1e-3)
-    by_hand = sum(share * float(terms[name]) for name, share in asdict(objective).items() if share)
-    assert float(total_loss(terms, objective)) == pytest.approx(by_hand, rel=1e-6)
-
-
-EVERY_TERM = Objective(
-    grade=0.5,
-    action=0.3,
-    listwise=0.2,
-    grade_margin=0.1,
-    grade_listnet=0.4,
-    action_margin=0.6,
-    action_listnet=0.7,
-    action_within=0.35,
-    action_mse=0.45,
-)
-
-
-@pytest.mark.parametrize("num_parts", [2, 3])
-def test_terms_and_gradients_of_parts_of_a_step_add_up_to_the_whole(num_parts: int) -> None:
-    generator = torch.Generator().manual_seed(6)
-    drawn = drawn_targets(generator, num=16, num_groups=5)
-    targets = Targets(**{name: value.double() for name, value in vars(drawn).items()} | {"group_N": drawn.group_N})
-    grades = torch.randn(16, 1, NUM_GRADES, generator=generator, dtype=torch.float64).requires_grad_()
-    actions = torch.randn(16, 2, generator=generator, dtype=torch.float64).requires_grad_()
-    norm = Normalisers(grade=2.0, action=3.0, groups=5.0, orders=7.0, taken=6.0)
-    rule = GradientMixing()
-
-    def step(parts: Sequence[Tensor]) -> tuple[dict[str, float], list[Tensor]]:
-        grades.grad = actions.grad = None
-        totals: dict[str, float] = {}
-        for rows in parts:
-            part = Targets(**{name: value[rows] for name, value in vars(targets).items()})
-            part = replace(part, group_N=part.group_N.unique(return_inverse=True)[1])
-            logits = grades[rows], actions[rows]
-            terms = loss_terms(*logits, part, EVERY_TERM, norm)
-            wanted = measured(rule, terms, *logits)
-            total_loss(terms, EVERY_TERM).backward()
-            for name, value in {**{name: term.item() for name, term in terms.items()}, **wanted}.items():
-                totals[name] = totals.get(name, 0.0) + value
-        assert grades.grad is not None and actions.grad is not None
-        return totals, [grades.grad, actions.grad]
-
-    whole, whole_gradients = step([torch.arange(16)])
-    assert set(TERMS) < whole.keys() and all(whole.values())
-    # A worker's share is whole requests; a request is never split.
-    terms, gradients = step([(targets.group_N % num_parts == part).nonzero()[:, 0] for part in range(num_parts)])
-    assert terms == pytest.approx(whole, rel=1e-9)
-    for found, wanted in zip(gradients, whole_gradients, strict=True):
-        torch.testing.assert_close(found, wanted, atol=1e-12, rtol=1e-9)
-
-
-def test_terms_without_a_share_are_left_out_and_change_no_bit() -> None:
-    targets = drawn_targets(torch.Generator().manual_seed(8), num=9)
-    logits = torch.randn(9, 1, NUM_GRADES), torch.randn(9, 2)
-    objective = Objective(grade=0.6, action=0.4, listwise=0.3)
-    norm = Normalisers(grade=2.0, action=3.0, groups=5.0, orders=7.0)
-    terms = loss_terms(*logits, targets, objective, norm)
-    assert list(terms) == ["grade", "action", "listwise"]
-    assert torch.equal(
-        total_loss(terms, objective), 0.6 * terms["grade"] + 0.4 * terms["action"] + 0.3 * terms["listwise"]
-    )
-
-
-# sentence-transformers' losses
-
-
-@pytest.fixture(scope="module")
-def peer() -> Any:
-    """Its losses of a cross-encoder, on a model whose logits are given: the document's text is its score."""
-    losses = pytest.importorskip("sentence_transformers.cross_encoder.losses")
-    cross_encoder: Any = pytest.importorskip("sentence_transformers.cross_encoder").CrossEncoder
-
-    class Given(cross_encoder):
-        num_labels = 1
-        device = torch.device("cpu")
-
-        def __init__(self) -> None:
-            torch.nn.Module.__init__(self)
-
-        def preprocess(self, pairs: Sequence[tuple[str, str]], **_: object) -> dict[str, Tensor]:
-            return {"scores": torch.tensor([float(document) for _, document in pairs])}
-
-        def forward(self, inputs: dict[str, Tensor], **_: object) -> dict[str, Tensor]:
-            return inputs
-
-    return losses, Given()
-
-
-def test_margins_are_those_of_sentence_transformers(peer: Any) -> None:
-    losses, model = peer
-    columns = drawn_columns(1, num=12, num_columns=1)
-    seen = torch.ones(12, 1, dtype=torch.bool)
-    groups = torch.arange(12) // 4
-    scores, wanted = columns[0], columns[1]
-    pairs = [(i, j) for i in range(12) for j in range(12) if i < j and groups[i] == groups[j]]
-    texts = [["q"] * len(pairs), *([repr(float(scores[pair[side]])) for pair in pairs] for side in (0, 1))]
-    labels = torch.tensor([float(wanted[i] - wanted[j]) for i, j in pairs])
-    # Requests of equal size: its mean over all triplets is the mean of ours over requests.
-    assert float(margin_mse(scores, wanted, seen, groups)) / 3 == pytest.approx(
-        float(losses.MarginMSELoss(model)(texts, labels)), rel=1e-5
-    )
-
-
-def test_listnet_is_that_of_sentence_transformers(peer: Any) -> None:
-    losses, model = peer
-    scores, wanted, _, groups = drawn_columns(2, num_columns=1)
-    seen = torch.ones_like(scores, dtype=torch.bool)
-    lists = lists_of((scores, wanted, seen, groups))
-    documents = [[repr(score) for score in found] for found, _ in lists]
-    labels = [torch.tensor(found) for _, found in lists]
-    theirs = losses.ListNetLoss(model)((["q"] * len(lists), documents), labels)
-    assert float(list_net(scores, wanted, seen, groups)) / len(lists) == pytest.approx(float(theirs), rel=1e-5)
-
-
-# mixing
-
-SHARES = Objective(grade=0.6, action=0.4, listwise=0.3)
-
-
-def test_fixed_shares_stay_what_the_recipe_says() -> None:
-    state = advanced(FixedMixing(), START, SHARES, {"grade": 9.0, "action": 0.1, "listwise": 3.0})
-    assert mixed(SHARES, FixedMixing(), state) is SHARES
-    assert measured(FixedMixing(), {"grade": torch.tensor(1.0)}) == {}
-
-
-def test_uncertainty_settles_where_a_term_weighs_half_of_one_over_its_loss() -> None:
-    rule = UncertaintyMixing(rate=0.2)
-    losses = {"grade": 0.8, "action": 0.25, "listwise": 1e-4}
-    assert mixed(SHARES, rule, START) == SHARES, "the first step has the recipe's shares"
-    first = advanced(rule, START, SHARES, losses)
-    assert first["grade"] == pytest.approx(-0.2 * (0.5 - 0.8))
-    state = START
-    for _ in range(500):
-        state = advanced(rule, state, SHARES, losses)
-    found = mixed(SHARES, rule, state)
-    assert found.grade == pytest.approx(0.6 / (2 * 0.8))
-    assert found.action == pytest.approx(0.4 / (2 * 0.25))
-    assert found.listwise == pytest.approx(0.3 * rule.bound), "held back where the loss vanishes"
-
-
-def test_uncertainty_follows_the_gradient_that_autograd_finds() -> None:
-    variance = torch.tensor(0.7, requires_grad=True)
-    (torch.exp(-variance) * 1.3 + variance / 2).backward()
-    found = advanced(UncertaintyMixing(rate=0.1), {"grade": 0.7}, SHARES, {"grade": 1.3, "action": 0.0})
-    assert variance.grad is not None
-    assert found == {"grade": pytest.approx(0.7 - 0.1 * float(variance.grad))}
-
-
-def test_gradient_mixing_makes_shares_of_loss_shares_of_gradient() -> None:
-    generator = torch.Generator().manual_seed(4)
-    targets = drawn_targets(generator, num=9)
-    grades = torch.randn(9, 1, NUM_GRADES, generator=generator).requires_grad_()
-    actions = torch.randn(9, 2, generator=generator).requires_grad_()
-    rule, norm = GradientMixing(memory=0.0, bound=1e6), Normalisers(grade=2.0, action=30.0, groups=5.0, orders=7.0)
-    objective = replace(SHARES, action_margin=0.2)
-    terms = loss_terms(grades, actions, targets, objective, norm)
-    seen = {name: term.item() for name, term in terms.items()} | measured(rule, terms, grades, actions)
-    moved = mixed(objective, rule, advanced(rule, START, objective, seen))
-
-    lengths = {}
-    for name, term in terms.items():
-        parts = torch.autograd.grad(
-            getattr(moved, name) * term, (grades, actions), retain_graph=True, allow_unused=True
-        )
-        lengths[name] = math.sqrt(sum(float(part.square().sum()) for part in parts if part is not None))
-    start = {name: getattr(objective, name) for name in terms}
-    assert {name: length / lengths["grade"] for name, length in lengths.items()} == pytest.approx(
-        {name: share / start["grade"] for name, share in start.items()}, rel=1e-4
-    )
-    assert sum(lengths.values()) == pytest.approx(
-        sum(share * math.sqrt(seen[f"{name}_gradient_squared"]) for name, share in start.items()), rel=1e-4
-    )
-
-
-def test_a_model_of_grades_alone_can_be_mixed_by_gradient() -> None:
-    targets = drawn_targets(torch.Generator().manual_seed(4), num=6)
-    targets = replace(targets, action_probs_NA=torch.zeros(6, 0), action_weights_NA=torch.zeros(6, 0))
-    grades = torch.randn(6, 1, NUM_GRADES).requires_grad_()
-    norm = Normalisers(grade=2.0, action=0.0, groups=3.0)
-    terms = loss_terms(grades, torch.zeros(6, 0), targets, SHARES, norm)
-    found = measured(GradientMixing(), terms, grades, torch.zeros(6, 0))
-    assert found["grade_gradient_squared"] > 0 and found["action_gradient_squared"] == 0
-
-
-def test_gradient_mixing_remembers_and_keeps_its_bounds() -> None:
-    rule = GradientMixing(memory=0.75, bound=2.0)
-    seen = {"grade": 1.0, "grade_gradient_squared": 16.0, "action": 1.0, "action_gradient_squared": 0.01}
-    state = advanced(rule, START, SHARES, seen)
-    assert state == {"grade": 4.0, "action": pytest.approx(0.1)}
-    assert mixed(SHARES, rule, state).action == 0.4 * 2.0
-    later = advanced(rule, state, SHARES, {"grade": 1.0, "grade_gradient_squared": 0.0, "action": 0.0})
-    assert later == state, "a step without a target of a term says nothing of it"
-    assert advanced(rule, state, SHARES, {**seen, "grade_gradient_squared": 0.0 + 64.0})["grade"] == 0.75 * 4 + 0.25 * 8
+    with pytest.raises(InputError, match="expected 5 logits, got 2"):
+        list(voice_examples(tmp_path, Voice(teacher="relevance"), slices))
 
 
 # voices
