@@ -42,7 +42,7 @@ from preceptor.local_ray import ray_cluster
 from preceptor.ranker.isotonic import load_calibration
 from preceptor.ranker.model import load_ranker
 from preceptor.ranker.score_stage import collect_pairs, logit_rows
-from preceptor.recipe import DistillConfig, Mix
+from preceptor.recipe import DistillConfig
 from preceptor.recipes import jobmatch
 from preceptor.record import Record
 from preceptor.sources.simulated_clicks import appeal, click_prob
@@ -58,23 +58,24 @@ def students(own: DistillConfig) -> dict[str, DistillConfig]:
     def steps(num: int) -> DistillConfig:
         return replace(own, train=replace(own.train, num_steps=num))
 
+    slower = replace(
+        own.train,
+        learning_rate=own.train.learning_rate / 2,
+        head_learning_rate=own.train.head_learning_rate / 2,
+    )
     return {
         OWN: own,
-        "no differences": replace(own, margin=0.0, action_margin=0.0),
-        "action_margin 0.3": replace(own, action_margin=0.3),
-        "action_margin 2": replace(own, action_margin=2.0),
-        "action_mse 0.3": replace(own, action_mse=0.3),
-        "action_mse 1": replace(own, action_mse=1.0),
-        "action_mse 1, action_margin 0": replace(own, action_mse=1.0, action_margin=0.0),
-        "action_mse 3": replace(own, action_mse=3.0),
+        "no differences": replace(own, margin=0.0, action_margin=0.0, action_mse=0.0),
         "margin 0.3": replace(own, margin=0.3),
-        "mix 0.5 : 0.5": replace(own, mix=Mix(relevance=0.5, engagement=0.5)),
+        "action_margin 0": replace(own, action_margin=0.0),
+        "action_margin 2": replace(own, action_margin=2.0),
+        "action_mse 0": replace(own, action_mse=0.0),
+        "action_mse 0.3": replace(own, action_mse=0.3),
+        "action_mse 3": replace(own, action_mse=3.0),
         "listnet 0.3": replace(own, listnet=0.3),
         "half the steps": steps(own.train.num_steps // 2),
         "twice the steps": steps(own.train.num_steps * 2),
-        "half the rate": replace(
-            own, train=replace(own.train, learning_rate=own.train.learning_rate / 2, head_learning_rate=5e-4)
-        ),
+        "half the rate": replace(own, train=slower),
         "twice the requests": replace(own, train=replace(own.train, groups_per_step=own.train.groups_per_step * 2)),
     }
 

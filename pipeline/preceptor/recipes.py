@@ -138,7 +138,8 @@ def jobmatch() -> Recipe:
     demo's is and for its reasons: in 100 steps a language model was at chance here too. The student is a single layer,
     outside embeddings a third of MiniLM's parameters: it reads the retriever's signals at the end of a posting. It sees
     40,000 pairs in 4 minutes; five layers saw 4,000 in 7, and did not learn to weigh one number. Differences are in its
-    lesson, for without them it left unread what only actions depend on (bench/RESULTS.md).
+    lesson, for without them it left unread what only actions depend on, and the log-odds of actions themselves, for
+    differences leave open how much more one query is clicked than another (bench/RESULTS.md).
     """
     backbone = BackboneConfig(source="smollm2-135m", num_layers=1, max_prefix_tokens=112, max_document_tokens=160)
     train = TrainConfig(
@@ -164,7 +165,15 @@ def jobmatch() -> Recipe:
         judge=replace(recipe.judge, dimensions=(OVERALL,), floor=0.2),
         relevance=MatchConfig(),
         engagement=LinearConfig(),
-        distill=replace(recipe.distill, num_layers=None, backbone=backbone, train=train, margin=0.1, action_margin=0.9),
+        distill=replace(
+            recipe.distill,
+            num_layers=None,
+            backbone=backbone,
+            train=train,
+            margin=0.1,
+            action_margin=0.9,
+            action_mse=1.0,
+        ),
         gate=GateConfig(
             thresholds={"student overall retention ndcg@10": 0.8, "student click retention auc": 0.8},
         ),
