@@ -70,7 +70,7 @@ def students(own: DistillConfig) -> dict[str, DistillConfig]:
         "action_margin 0": replace(own, action_margin=0.0),
         "action_margin 2": replace(own, action_margin=2.0),
         "action_mse 0": replace(own, action_mse=0.0),
-        "action_mse 0.3": replace(own, action_mse=0.3),
+        "action_mse 1": replace(own, action_mse=1.0),
         "action_mse 3": replace(own, action_mse=3.0),
         "listnet 0.3": replace(own, listnet=0.3),
         "half the steps": steps(own.train.num_steps // 2),

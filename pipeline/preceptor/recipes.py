@@ -172,7 +172,7 @@ def jobmatch() -> Recipe:
             train=train,
             margin=0.1,
             action_margin=0.9,
-            action_mse=1.0,
+            action_mse=0.3,
         ),
         gate=GateConfig(
             thresholds={"student overall retention ndcg@10": 0.8, "student click retention auc": 0.8},
