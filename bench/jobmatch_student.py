@@ -1,6 +1,7 @@
 """What lesson the job-matching student keeps most by, on calibration queries alone: dev is not looked at.
 
     python -m bench.jobmatch_student --root DIR [--students NAME ...] [--seeds N]
+    python -m bench.jobmatch_student --root DIR --dev
 
 DIR holds a finished `preceptor run jobmatch`. Every student is distilled from the run's own stored scores, with one
 thing of its lesson changed (--students; default: the recipe's own and all others), and reads the calibration queries'
@@ -13,13 +14,14 @@ first candidates. Measured beside both teachers:
 - agreement, which needs no truth: NDCG@10 of the teacher's expected gains in the student's order, and the rank
   correlation of both teachers' scores with the student's.
 
-Intervals of 95 %, over queries. What is finished under --work is not done again.
+Intervals of 95 %, over occupations. What is finished under --work is not done again. With --dev nothing is taught or
+chosen: the run's own student is measured once more, on its held-out queries, without the draw of clicks.
 """
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -42,11 +44,11 @@ from preceptor.local_ray import ray_cluster
 from preceptor.ranker.isotonic import load_calibration
 from preceptor.ranker.model import load_ranker
 from preceptor.ranker.score_stage import collect_pairs, logit_rows
-from preceptor.recipe import DistillConfig
+from preceptor.recipe import DistillConfig, PairSet
 from preceptor.recipes import jobmatch
 from preceptor.record import Record
 from preceptor.sources.simulated_clicks import appeal, click_prob
-from preceptor.sources.tables import CANDIDATES
+from preceptor.sources.tables import CANDIDATES, QUERIES
 from preceptor.teachers.linear_stage import linear_logits, load_linear
 
 OWN: Final = "own"
@@ -80,6 +82,10 @@ def students(own: DistillConfig) -> dict[str, DistillConfig]:
     }
 
 
+Metric = Callable[[np.ndarray], float]
+"""What is measured with a weight for each pair."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Heard:
     """What a model says of N pairs: the expected gain of its grades, and its log-odds of a click."""
@@ -90,10 +96,11 @@ class Heard:
 
 @dataclass(frozen=True, kw_only=True)
 class Ground:
-    """The calibration pairs with what is known of them: real grades, the simulation's click probabilities, and what
+    """The pairs of one split with what is known of them: real grades, the simulation's click probabilities, and what
     the teachers say."""
 
     pairs: Sequence[dict[str, str]]
+    occupations: Sequence[str]
     grades_N: Floats
     click_probs_N: Floats
     teachers: Heard
@@ -104,6 +111,20 @@ class Ground:
         names = [f"{pair['query_id']}/{pair['profile_id']}" for pair in self.pairs]
         return np.unique(names, return_inverse=True)[1]
 
+    @cached_property
+    def occupations_N(self) -> np.ndarray:
+        """A number for the occupation of each pair."""
+        return np.unique(self.occupations, return_inverse=True)[1]
+
+    def kept(self, ours: Metric, theirs: Metric, *, num: int) -> Interval:
+        """One metric over the other, each of the weights that a draw of occupations gives the pairs."""
+        num_occupations = int(self.occupations_N.max()) + 1
+
+        def drawn(metric: Metric) -> Callable[[Sequence[int]], float]:
+            return lambda picks: metric(np.bincount(picks, minlength=num_occupations)[self.occupations_N])
+
+        return retention(drawn(ours), drawn(theirs), range(num_occupations), num=num, seed=11)
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -113,6 +134,7 @@ def main() -> None:
     parser.add_argument("--students", nargs="*", metavar="NAME", help="of these names (default: all)")
     parser.add_argument("--seeds", type=int, default=1, help="students of each lesson (default: 1)")
     parser.add_argument("--bootstrap", type=int, default=1000, help="resamples (default: 1000)")
+    parser.add_argument("--dev", action="store_true", help="the run's own student on held-out queries, to report it")
     parser.add_argument("--quick", action="store_true", help="two steps, own alone: shows that it runs, no figure")
     arguments = parser.parse_args()
     try:
@@ -133,11 +155,16 @@ def run_bench(arguments: argparse.Namespace) -> None:
     require_known(names, lessons)
     run = Run(recipe=recipe, root=arguments.root, version=arguments.version)
     work = arguments.work or arguments.root / ("jobmatch_student_quick" if arguments.quick else "jobmatch_student")
-    ground, pool = calibration(run), own_pool(run)
     num = 50 if arguments.quick else arguments.bootstrap
+    ground = ground_of(run, "golden holdout" if arguments.dev else "golden calibration")
     print("| student | seed | NDCG@10 | kept | click AUC | kept | within | lent | agreement | grades | clicks |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     print(f"| both teachers | | {row(ground, ground.teachers, num=num)} |", flush=True)
+    if arguments.dev:
+        student = run.record("distill")
+        print(f"| {OWN} | {own.train.seed} | {row(ground, hear_student(student, ground.pairs), num=num)} |")
+        return
+    pool = own_pool(run)
     with ray_cluster():
         for name in names:
             for seed in range(arguments.seeds):
@@ -148,18 +175,19 @@ def run_bench(arguments: argparse.Namespace) -> None:
                 print(f"| {name} | {config.train.seed} | {row(ground, heard, num=num)} |", flush=True)
 
 
-def calibration(run: Run) -> Ground:
-    """The run's calibration pairs."""
-    pairs = collect_pairs(run.corpus, ["golden calibration"])
+def ground_of(run: Run, split: PairSet) -> Ground:
+    """The run's pairs of `split`."""
+    pairs = collect_pairs(run.corpus, [split])
     golden = read_table(run.corpus.path / "golden", GOLDEN).to_pylist()
     grades = {item["pair_id"]: item["grade"] for item in golden if item["dimension"] == OVERALL}
-    postings = {
-        item["pair_id"]: item["document_key"]
-        for item in read_table(run.corpus.path / "candidates", CANDIDATES).to_pylist()
-    }
+    candidates = read_table(run.corpus.path / "candidates", CANDIDATES).to_pylist()
+    postings = {item["pair_id"]: item["document_key"] for item in candidates}
+    queries = read_table(run.corpus.path / "queries", QUERIES).to_pylist()
+    occupations = {item["query_id"]: item["occupation"] for item in queries}
     ids = [pair["pair_id"] for pair in pairs]
     return Ground(
         pairs=pairs,
+        occupations=[occupations[pair["query_id"]] for pair in pairs],
         grades_N=np.array([grades[name] for name in ids], dtype=np.float64),
         click_probs_N=np.array([click_prob(grades[name], appeal(postings[name])) for name in ids]),
         teachers=hear_teachers(run, pairs),
@@ -215,11 +243,14 @@ def mean_ndcg(ground: Ground, gains_N: Floats) -> float:
 
 def ndcg_kept(ground: Ground, gains_N: Floats, *, num: int) -> Interval:
     """NDCG@10 over the relevance teacher's, over the same queries."""
+    firsts = [rows[0] for rows in rows_by_group(ground.queries_N)]
     ours, theirs = (_ndcg_by_query(ground, ground.grades_N, found) for found in (gains_N, ground.teachers.gains_N))
-    judged = np.flatnonzero(~np.isnan(theirs)).tolist()
-    return retention(
-        lambda drawn: float(ours[drawn].mean()), lambda drawn: float(theirs[drawn].mean()), judged, num=num, seed=11
-    )
+    judged = ~np.isnan(theirs)
+
+    def mean(values_Q: Floats) -> Metric:
+        return lambda weights_N: float(np.average(values_Q[judged], weights=weights_N[firsts][judged]))
+
+    return ground.kept(mean(ours), mean(theirs), num=num)
 
 
 def agreement(ground: Ground, gains_N: Floats) -> float:
@@ -230,18 +261,11 @@ def agreement(ground: Ground, gains_N: Floats) -> float:
 
 def clicks_kept(ground: Ground, clicks_N: Floats, *, num: int) -> Interval:
     """AUC over click probabilities, over the engagement teacher's."""
-    num_queries = int(ground.queries_N.max()) + 1
 
-    def measured(logits_N: Floats, drawn: Sequence[int]) -> float:
-        return auc(ground.click_probs_N, logits_N, np.bincount(drawn, minlength=num_queries)[ground.queries_N])
+    def measured(logits_N: Floats) -> Metric:
+        return lambda weights_N: auc(ground.click_probs_N, logits_N, weights_N)
 
-    return retention(
-        lambda drawn: measured(clicks_N, drawn),
-        lambda drawn: measured(ground.teachers.clicks_N, drawn),
-        range(num_queries),
-        num=num,
-        seed=11,
-    )
+    return ground.kept(measured(clicks_N), measured(ground.teachers.clicks_N), num=num)
 
 
 def lent_means(ground: Ground, clicks_N: Floats) -> Floats:
