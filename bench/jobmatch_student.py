@@ -21,7 +21,7 @@ chosen: the run's own student is measured once more, on its held-out queries, wi
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -39,9 +39,9 @@ from bench.peers.points import require_known, slug
 from preceptor.contracts import GOLDEN, OVERALL, read_table
 from preceptor.errors import PreceptorError
 from preceptor.evaluation.holdout import Predictions, expected_gain
-from preceptor.evaluation.metrics import Floats, Interval, auc, ndcg_at, retention, rows_by_group, within_auc
+from preceptor.evaluation.metrics import Floats, Interval, auc, mean_ndcg, ndcg_at, retention, rows_by_group, within_auc
+from preceptor.evaluation.sheets import interval_words
 from preceptor.local_ray import ray_cluster
-from preceptor.ranker.isotonic import load_calibration
 from preceptor.ranker.model import load_ranker
 from preceptor.ranker.score_stage import collect_pairs, logit_rows
 from preceptor.recipe import DistillConfig, PairSet
@@ -49,7 +49,7 @@ from preceptor.recipes import jobmatch
 from preceptor.record import Record
 from preceptor.sources.simulated_clicks import appeal, click_prob
 from preceptor.sources.tables import CANDIDATES, QUERIES
-from preceptor.teachers.linear_stage import linear_logits, load_linear
+from preceptor.teachers.linear_stage import calibrated_logits
 
 OWN: Final = "own"
 
@@ -198,11 +198,8 @@ def hear_teachers(run: Run, pairs: Sequence[dict[str, str]]) -> Heard:
     """What the run's relevance teacher has stored of `pairs`, and what its linear engagement teacher says of them."""
     stored = Predictions(file=run.record("relevance_scores").path / "scores")
     grades = stored.of(OVERALL, pa.chunked_array([[pair["pair_id"] for pair in pairs]]))
-    model = run.record("engagement_teacher").path / "model"
-    raw_N = linear_logits(load_linear(model), pairs)["click"]
-    maps = load_calibration(model)
-    clicks_N = np.asarray(maps["click"](raw_N)) if "click" in maps else raw_N
-    return Heard(gains_N=expected_gain(grades), clicks_N=clicks_N)
+    clicks = calibrated_logits(run.record("engagement_teacher").path / "model", pairs)
+    return Heard(gains_N=expected_gain(grades), clicks_N=clicks["click"])
 
 
 def hear_student(student: Record, pairs: Sequence[dict[str, str]]) -> Heard:
@@ -223,10 +220,10 @@ def row(ground: Ground, heard: Heard, *, num: int) -> str:
     teachers = ground.teachers
     clicks = clicks_kept(ground, heard.clicks_N, num=num)
     cells = (
-        f"{mean_ndcg(ground, heard.gains_N):.3f}",
-        _words(ndcg_kept(ground, heard.gains_N, num=num)),
+        f"{mean_ndcg(_lists(ground, ground.grades_N, heard.gains_N)):.3f}",
+        " ".join(interval_words(ndcg_kept(ground, heard.gains_N, num=num))),
         f"{auc(ground.click_probs_N, heard.clicks_N):.4f}",
-        _words(clicks),
+        " ".join(interval_words(clicks)),
         f"{within_auc(ground.click_probs_N, heard.clicks_N, ground.queries_N):.4f}",
         f"{clicks_kept(ground, lent_means(ground, heard.clicks_N), num=0).value:.3f}",
         f"{agreement(ground, heard.gains_N):.3f}",
@@ -236,15 +233,13 @@ def row(ground: Ground, heard: Heard, *, num: int) -> str:
     return " | ".join(cells)
 
 
-def mean_ndcg(ground: Ground, gains_N: Floats) -> float:
-    """NDCG@10 of the real judgements, over the queries that have one above 0."""
-    return float(np.nanmean(_ndcg_by_query(ground, ground.grades_N, gains_N)))
-
-
 def ndcg_kept(ground: Ground, gains_N: Floats, *, num: int) -> Interval:
     """NDCG@10 over the relevance teacher's, over the same queries."""
     firsts = [rows[0] for rows in rows_by_group(ground.queries_N)]
-    ours, theirs = (_ndcg_by_query(ground, ground.grades_N, found) for found in (gains_N, ground.teachers.gains_N))
+    ours, theirs = (
+        np.array([ndcg_at(*each) for each in _lists(ground, ground.grades_N, found)])
+        for found in (gains_N, ground.teachers.gains_N)
+    )
     judged = ~np.isnan(theirs)
 
     def mean(values_Q: Floats) -> Metric:
@@ -256,7 +251,7 @@ def ndcg_kept(ground: Ground, gains_N: Floats, *, num: int) -> Interval:
 def agreement(ground: Ground, gains_N: Floats) -> float:
     """NDCG@10 where the truth is what the relevance teacher expects to gain."""
     # ndcg_at takes grades, and a gain is 2^grade - 1.
-    return float(np.nanmean(_ndcg_by_query(ground, np.log2(1 + ground.teachers.gains_N), gains_N)))
+    return mean_ndcg(_lists(ground, np.log2(1 + ground.teachers.gains_N), gains_N))
 
 
 def clicks_kept(ground: Ground, clicks_N: Floats, *, num: int) -> Interval:
@@ -276,12 +271,9 @@ def lent_means(ground: Ground, clicks_N: Floats) -> Floats:
     return moved_N
 
 
-def _ndcg_by_query(ground: Ground, grades_N: Floats, scores_N: Floats) -> Floats:
-    return np.array([ndcg_at(grades_N[rows], scores_N[rows]) for rows in rows_by_group(ground.queries_N)])
-
-
-def _words(interval: Interval) -> str:
-    return f"{interval.value:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
+def _lists(ground: Ground, grades_N: Floats, scores_N: Floats) -> Iterator[tuple[Floats, Floats]]:
+    """The grades and scores of each query."""
+    return ((grades_N[rows], scores_N[rows]) for rows in rows_by_group(ground.queries_N))
 
 
 if __name__ == "__main__":

@@ -226,7 +226,8 @@ def loss_terms(
             terms |= _order_terms("grade", columns, objective, norm.groups)
     if action_logits_NA.shape[1] and norm.taken and objective.action_within:
         terms["action_within"] = action_within(action_logits_NA, targets) / norm.taken
-    if action_logits_NA.shape[1] and norm.orders:
+    action_scored = objective.action_margin or objective.action_listnet or objective.action_mse
+    if action_logits_NA.shape[1] and norm.orders and action_scored:
         wanted_NA = torch.logit(targets.action_probs_NA, eps=SMALLEST_SHARE)
         columns = (action_logits_NA, wanted_NA, targets.action_weights_NA > 0, group_N)
         terms |= _order_terms("action", columns, objective, norm.orders)

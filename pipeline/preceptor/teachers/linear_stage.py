@@ -21,7 +21,7 @@ from preceptor.record import Record, StageRun, begin, to_jsonable, write_json
 from preceptor.teachers.calibrated import action_maps
 from preceptor.teachers.engagement import click_examples, corrected
 from preceptor.teachers.linear import Lesson, LinearHead, Loss, Scale, fit_head, number_scales, pair_features
-from preceptor.teachers.position_bias import Cells
+from preceptor.teachers.position_bias import Cells, Floats
 
 MODEL_FILE: Final = "linear.json"
 
@@ -165,15 +165,21 @@ def linear_logits(
     return {name: features @ head.weights_F + head.constant for name, head in model.heads.items()}
 
 
+def calibrated_logits(model: Path, pairs: Sequence[Mapping[str, str]]) -> dict[str, Floats]:
+    """What the linear teacher saved in the folder `model` says: the logits of each action for each of `pairs`,
+    calibrated where it was calibrated."""
+    maps = load_calibration(model)
+    logits = linear_logits(load_linear(model), pairs)
+    return {name: maps[name](column) if name in maps else column for name, column in logits.items()}
+
+
 def score_linear(config: LinearScores, *, corpus: Record, model: Record, out: Path) -> Record:
     """The record of the linear teacher's logits in ``scores/`` (TEACHER_SCORES), calibrated where it was calibrated."""
     run = begin("score", config, out=out, inputs={"corpus": corpus, "model": model})
     if run.record is not None:
         return run.record
     pairs = pairs_to_score(corpus, config.sets)
-    maps = load_calibration(model.path / "model")
-    logits = linear_logits(load_linear(model.path / "model"), pairs)
-    found = {name: maps[name](column) if name in maps else column for name, column in logits.items()}
+    found = calibrated_logits(model.path / "model", pairs)
     rows = (
         {"pair_id": pair["pair_id"], "teacher": config.system, "head": name, "logits": [float(column[index])]}
         for index, pair in enumerate(pairs)
