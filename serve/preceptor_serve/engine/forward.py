@@ -110,7 +110,7 @@ def _last_layer(hidden_TH: Tensor, layer: LastLayer, index: int, shared: _Pass) 
                 shared.prefixes[index][:, piece.kept],
                 count=block.count,
                 scaling=shape.scaling,
-                mask_1CM=None,
+                mask=None,
                 out_CX=out_NX[block.rows],
             )
     last_NH = hidden_TH.index_select(0, packed.ends_N)
