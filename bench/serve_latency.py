@@ -27,6 +27,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,7 @@ from preceptor.running import free_port
 from preceptor_serve.engine.counts import Counts
 from preceptor_serve.engine.loading import load_engine
 from preceptor_serve.engine.options import EngineOptions
+from preceptor_serve.engine.threads import on_passing_thread
 
 SERVERS = ("engine", *NAMES, "warm")
 START_S = 300.0
@@ -85,6 +87,18 @@ class Result:
 
 def main() -> None:
     arguments = _arguments()
+    # As a replica, this process keeps no team of threads but its engine's.
+    plan, limit = on_passing_thread(partial(_planned, arguments))
+    results = []
+    for name in arguments.servers:
+        results.append(asyncio.run(_measured(name, plan)))
+        _print_result(results[-1], plan, limit=limit)
+    _compare(results, plan, limit=limit, command=" ".join(sys.argv[1:]))
+    _draw(results, plan, arguments.plot)
+
+
+def _planned(arguments: argparse.Namespace) -> tuple[Plan, float]:
+    """What every server is asked, and the documents a second that arithmetic allows, which it prints."""
     shape = RequestShape(prefix_tokens=96, document_tokens=160, num_documents=arguments.documents)
     bundle = make_bundle(arguments.root, num_layers=arguments.layers, shape=shape)
     loaded = load_bundle(bundle)
@@ -100,20 +114,15 @@ def main() -> None:
         seed=arguments.seed,
         calibrate_s=arguments.calibrate_s,
     )
-    del loaded
     flops, rate = request_flops(config, shape), matmul_rate(config)
+    limit = shape.num_documents * rate / flops
     print(
         f"{shape.num_documents} documents of {shape.document_tokens} tokens on a prefix of {shape.prefix_tokens}, "
         f"{config.num_hidden_layers} layers: {flops / 1e9:.1f} GFLOP a request; {computed_in('bfloat16')} products at "
-        f"{rate / 1e9:.0f} GFLOP/s: at most {shape.num_documents * rate / flops:.1f} documents/s",
+        f"{rate / 1e9:.0f} GFLOP/s: at most {limit:.1f} documents/s",
         flush=True,
     )
-    results = []
-    for name in arguments.servers:
-        results.append(asyncio.run(_measured(name, plan)))
-        _print_result(results[-1], plan, limit=shape.num_documents * rate / flops)
-    _compare(results, plan, limit=shape.num_documents * rate / flops, command=" ".join(sys.argv[1:]))
-    _draw(results, plan, arguments.plot)
+    return plan, limit
 
 
 def _arguments() -> argparse.Namespace:

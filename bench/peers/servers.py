@@ -14,6 +14,7 @@ import os
 import sys
 import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, Protocol
 
@@ -103,9 +104,10 @@ def _peer_class(setting: Setting) -> Any:
 
     class Peer:
         def __init__(self, name: str, bundle: str) -> None:
-            # As the product's engine does: its threads, and those that a library starts from here.
-            take_precedence()
-            self._model = load_model(name, Path(bundle), setting)
+            # As in the product's engine: one thread computes, so that OpenMP has one team (preceptor_serve.engine.
+            # threads), and it goes first, with those that a library starts from there.
+            self._thread = ThreadPoolExecutor(1, initializer=take_precedence)
+            self._model = self._thread.submit(load_model, name, Path(bundle), setting).result()
 
         async def __call__(self, request: Request) -> Any:
             asked = await request.json()
@@ -117,16 +119,13 @@ def _peer_class(setting: Setting) -> Any:
         async def _together(self, requests: list[list[tuple[str, str]]]) -> list[Any]:
             import asyncio
 
-            logits = await asyncio.to_thread(self._computed, [pair for pairs in requests for pair in pairs])
+            pairs = [pair for asked in requests for pair in asked]
+            logits = await asyncio.get_running_loop().run_in_executor(self._thread, self._model, pairs)
             answers, start = [], 0
-            for pairs in requests:
-                answers.append(logits[start : start + len(pairs)].tolist())
-                start += len(pairs)
+            for asked in requests:
+                answers.append(logits[start : start + len(asked)].tolist())
+                start += len(asked)
             return answers
-
-        def _computed(self, pairs: list[tuple[str, str]]) -> Any:
-            take_precedence()
-            return self._model(pairs)
 
     return Peer
 

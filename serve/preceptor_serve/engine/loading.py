@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from preceptor.bundle import Reader, load_bundle, load_reader
@@ -14,6 +15,7 @@ from preceptor_serve.engine.gate import require_int8
 from preceptor_serve.engine.options import EngineOptions
 from preceptor_serve.engine.plain import read_weights
 from preceptor_serve.engine.student import pack_student
+from preceptor_serve.engine.threads import on_passing_thread
 from preceptor_serve.engine.weights import Weights, weights_of
 
 _log = logging.getLogger(__name__)
@@ -23,9 +25,9 @@ def load_engine(path: Path, options: EngineOptions) -> Engine:
     """The bundle at `path` in an engine, unprobed but for int8's ranking.
 
     InputError where it cannot be loaded, or its architecture or precision not computed here; ParityError where int8
-    does not rank as bfloat16 does.
+    does not rank as bfloat16 does. Nothing is computed on the caller's thread, see threads.py.
     """
-    reader, weights = load_parts(path)
+    reader, weights = on_passing_thread(partial(load_parts, path))
     engine = make_engine(reader, weights, options)
     if options.precision == "int8":
         reference = make_engine(reader, weights, replace(options, precision="bfloat16"))
@@ -67,7 +69,6 @@ def _plain_parts(path: Path) -> tuple[Reader, Weights] | None:
 
 def make_engine(reader: Reader, weights: Weights, options: EngineOptions) -> Engine:
     """`weights` in an engine. It keeps its own copies; they can be let go."""
-    student = pack_student(
-        weights, precision=options.precision, max_tokens=reader.max_prefix_tokens + reader.max_document_tokens
-    )
-    return Engine(reader, student, options)
+    longest = reader.max_prefix_tokens + reader.max_document_tokens
+    pack = partial(pack_student, weights, precision=options.precision, max_tokens=longest)
+    return Engine(reader, on_passing_thread(pack), options)
