@@ -29,11 +29,12 @@ from pyarrow.parquet import ParquetFile
 
 from bench.peers.ground import Ground, Pool, Run, own_ground, own_pool, wide_ground, wide_pool
 from bench.peers.lessons import RULES, ablations, seeded, sweep, with_layers
+from bench.peers.one_line import errors_in_one_line
 from bench.peers.pareto import random_ndcg
 from bench.peers.points import require_known, slug
 from bench.peers.sweep_report import AUC, CHANGE, KEPT, NDCG, OWN, Kind, Row, Values, averaged, plot, summary, tables
 from preceptor.contracts import ACTIONS, GATE_REPORT, TEACHER_SCORES, parquet_files, read_table
-from preceptor.errors import DriftError, InputError, PreceptorError
+from preceptor.errors import DriftError, InputError
 from preceptor.evaluation.gate import gate
 from preceptor.evaluation.holdout import read_holdout
 from preceptor.evaluation.metrics import Interval, rows_by_group
@@ -73,10 +74,8 @@ def main() -> None:
     parser.add_argument("--bootstrap", type=int, default=1000, help="resamples (default: 1000)")
     parser.add_argument("--quick", action="store_true", help="five points, two steps: does it run at all")
     arguments = parser.parse_args()
-    try:
+    with errors_in_one_line():
         run_bench(arguments)
-    except PreceptorError as error:
-        raise SystemExit(str(error)) from error
 
 
 def run_bench(arguments: argparse.Namespace) -> None:

@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bench.peers.held_out import documents_per_s, held_out_rows, sealed_by
+from bench.peers.one_line import errors_in_one_line
 from bench.peers.sweep_report import percent
 from bench.prune_curve import change
-from preceptor.errors import PreceptorError
 from preceptor.evaluation.metrics import gain, ndcg_at
 from preceptor.ranker.batches import group_requests
 from preceptor.recipes import find_recipe
@@ -41,10 +41,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5, help="rounds of the speed measurement (default: 5)")
     parser.add_argument("--bootstrap", type=int, default=2000, help="resamples (default: 2000)")
     arguments = parser.parse_args()
-    try:
+    with errors_in_one_line():
         run_bench(arguments)
-    except PreceptorError as error:
-        raise SystemExit(str(error)) from error
 
 
 def run_bench(arguments: argparse.Namespace) -> None:

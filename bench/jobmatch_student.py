@@ -35,9 +35,9 @@ from scipy.stats import spearmanr
 from bench.distill_sweep import teach
 from bench.peers.ground import Run, own_pool
 from bench.peers.lessons import seeded
+from bench.peers.one_line import errors_in_one_line
 from bench.peers.points import require_known, slug
 from preceptor.contracts import GOLDEN, OVERALL, read_table
-from preceptor.errors import PreceptorError
 from preceptor.evaluation.holdout import Predictions, expected_gain
 from preceptor.evaluation.metrics import Floats, Interval, auc, mean_ndcg, ndcg_at, retention, rows_by_group, within_auc
 from preceptor.evaluation.sheets import interval_words
@@ -137,10 +137,8 @@ def main() -> None:
     parser.add_argument("--dev", action="store_true", help="the run's own student on held-out queries, to report it")
     parser.add_argument("--quick", action="store_true", help="two steps, own alone: shows that it runs, no figure")
     arguments = parser.parse_args()
-    try:
+    with errors_in_one_line():
         run_bench(arguments)
-    except PreceptorError as error:
-        raise SystemExit(str(error)) from error
 
 
 def run_bench(arguments: argparse.Namespace) -> None:

@@ -24,11 +24,12 @@ from numpy.typing import NDArray
 
 from bench.peers.ground import wide_market
 from bench.peers.held_out import documents_per_s, held_out_rows, sealed_by
+from bench.peers.one_line import errors_in_one_line
 from bench.peers.points import require_known, slug
 from bench.peers.sweep_report import percent
 from preceptor.bundle import Reader
 from preceptor.contracts import OVERALL
-from preceptor.errors import InputError, PreceptorError
+from preceptor.errors import InputError
 from preceptor.evaluation.holdout import expected_gain
 from preceptor.evaluation.metrics import Interval, bootstrap, ndcg_at
 from preceptor.local_ray import ray_cluster
@@ -117,10 +118,8 @@ def main() -> None:
     parser.add_argument("--bootstrap", type=int, default=2000, help="resamples (default: 2000)")
     parser.add_argument("--quick", action="store_true", help="three points, three steps, one round: does it run at all")
     arguments = parser.parse_args()
-    try:
+    with errors_in_one_line():
         run_bench(arguments)
-    except PreceptorError as error:
-        raise SystemExit(str(error)) from error
 
 
 def run_bench(arguments: argparse.Namespace) -> None:
