@@ -20,6 +20,18 @@ if TYPE_CHECKING:
     from starlette.testclient import TestClient
 
 
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """torch computes on one thread: sums as small as these tests' are slower on two."""
+    # Here, for a second of imports would be every unit test's.
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture
 def corpus(tmp_path: Path) -> Record:
     """A corpus whose constructed truth is what FakeJudge says."""

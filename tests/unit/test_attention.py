@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -14,6 +14,8 @@ from preceptor_serve.engine.attention import in_blocks
 from preceptor_serve.engine.packing import Packed, Piece, PrefixState, pack
 from preceptor_serve.engine.shape import Shape
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 SHAPE = Shape(num_heads=6, num_key_heads=2, width=8, epsilon=1e-5, scaling=8**-0.5)
 # On both sides of 64 tokens, where another kernel takes over, and equal ones among them.
 LENGTHS = st.sampled_from([1, 2, 17, 63, 64, 65, 90])
@@ -22,15 +24,6 @@ PIECES = st.lists(
     min_size=1,
     max_size=3,
 )
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Sums as small as these are slower on two."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def packed_of(asked: Sequence[tuple[int, bool, list[int]]]) -> Packed:

@@ -37,6 +37,8 @@ from tests.unit.engines import (
     student,
 )
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TOKENS = st.integers(1, VOCABULARY - 1)
 PREFIXES = st.lists(TOKENS, min_size=1, max_size=MAX_PREFIX)
 DOCUMENTS = st.lists(st.lists(TOKENS, min_size=1, max_size=MAX_DOCUMENT), min_size=1, max_size=5)
@@ -47,15 +49,6 @@ WORDS = st.lists(
 REQUESTS = st.lists(st.tuples(WORDS, WORDS, st.lists(WORDS, min_size=1, max_size=6)), min_size=1, max_size=4)
 BUDGETS = st.sampled_from([1, 20, 60, 1024])
 CACHES = st.sampled_from([0, 1])
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    """Sums as small as these are slower on two."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def in_order(packed: Packed, logits_NR: Tensor) -> Tensor:

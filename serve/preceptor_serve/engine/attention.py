@@ -207,7 +207,7 @@ def attend_fused(
         by_document(query_CAE),
         key_NKXE,
         by_document(value_DKE, value_LKE),
-        attn_mask=mask[:, mask.shape[1] - key_NKXE.shape[2] :],
+        attn_mask=mask[:, -key_NKXE.shape[2] :],
         scale=scaling,
         enable_gqa=True,
     )
