@@ -81,19 +81,23 @@ def running(model: Student | None = None, **changes: object) -> Iterator[Engine]
 # The same logits as transformers
 
 
+# One layer alone looks its keys and values up.
+@pytest.mark.parametrize("num_layers", [1, 3])
 @pytest.mark.parametrize("kind", ["llama", "qwen3"])
 @settings(max_examples=15)
 @given(asked=PIECES)
-def test_float32_logits_are_transformers(kind: str, asked: list[tuple[list[int], list[list[int]]]]) -> None:
+def test_float32_logits_are_transformers(
+    kind: str, num_layers: int, asked: list[tuple[list[int], list[list[int]]]]
+) -> None:
     pieces = [Piece(prefix=prefix, documents=tuple(documents)) for prefix, documents in asked]
-    logits, prefixes = scored(student(kind=kind), pieces)
-    expected = reference_logits(pairs_of(asked), kind)
+    model = student(kind=kind, num_layers=num_layers)
+    logits, prefixes = scored(model, pieces)
+    expected = reference_logits(pairs_of(asked), kind, num_layers=num_layers)
     assert (logits - expected).abs().max() <= 1e-4
     # Documents that come later, to a prefix that is known by then.
     known = [replace(piece, prefix=state) for piece, state in zip(pieces, prefixes, strict=True)]
-    assert (
-        scored(student(kind=kind), known[::-1])[0] - reference_logits(pairs_of(asked[::-1]), kind)
-    ).abs().max() <= 1e-4
+    expected = reference_logits(pairs_of(asked[::-1]), kind, num_layers=num_layers)
+    assert (scored(model, known[::-1])[0] - expected).abs().max() <= 1e-4
 
 
 # Heads 32 wide are computed by the kernel that takes a whole batch at once, where there is one; heads of 16 are not.
@@ -117,6 +121,14 @@ def test_bfloat16_logits_are_transformers(
         for number, (piece, state) in enumerate(zip(pieces, prefixes, strict=True))
     ]
     assert (scored(model, mixed)[0] - expected).abs().max() <= 2e-2
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "int8"])
+def test_a_single_layer_s_keys_and_values_are_the_same_looked_up(precision: str) -> None:
+    found = student(precision, num_layers=1, width=32)
+    assert found.states_VX is not None and student(precision, width=32).states_VX is None
+    pieces = [Piece(prefix=(3, 4, 5), documents=((5, 6), (7,), tuple(range(1, 21))))]
+    assert torch.equal(scored(found, pieces)[0], scored(replace(found, states_VX=None), pieces)[0])
 
 
 def test_an_mlp_taken_in_parts_computes_the_same() -> None:

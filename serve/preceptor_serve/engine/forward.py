@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -36,19 +37,29 @@ class _Pass:
 
     student: Student
     packed: Packed
-    attention: Attention
     prefixes: Tensor
     """Keys and values of all prefixes, [layers, 2, P, K, E]: known before, or filled layer by layer."""
+
+    @cached_property
+    def attention(self) -> Attention:
+        """Of every token. Made when it is first asked for, because a last layer alone never does."""
+        return self.student.kernels.attention(self.packed, self.student.shape, self.student.dtype)
 
 
 @torch.inference_mode()
 def forward(student: Student, packed: Packed) -> Forwarded:
     """What `student` says of the documents of `packed`."""
     shared = _begin(student, packed)
-    hidden_TH = student.embedding_VH.index_select(0, packed.tokens_T)
-    for index, layer in enumerate(student.layers):
-        _whole_layer(hidden_TH, layer, index, shared)
-    last_NH = _last_layer(hidden_TH, student.last, len(student.layers), shared)
+    if student.states_VX is None:
+        hidden_TH = student.embedding_VH.index_select(0, packed.tokens_T)
+        for index, layer in enumerate(student.layers):
+            _whole_layer(hidden_TH, layer, index, shared)
+        last_NH = hidden_TH.index_select(0, packed.ends_N)
+        states_TX = student.last.key_value(_input_normed(hidden_TH, student.last, student))
+    else:
+        last_NH = student.embedding_VH.index_select(0, packed.tokens_T.index_select(0, packed.ends_N))
+        states_TX = student.states_VX.index_select(0, packed.tokens_T)
+    _last_layer(last_NH, states_TX, student.last, len(student.layers), shared)
     # The heads in float32, whatever the layers: it costs nothing, and bfloat16 knows no number between 4 and 4.03.
     normed_NH = rms_norm(last_NH.float(), (last_NH.shape[1],), student.norm_H, student.shape.epsilon)
     return Forwarded(
@@ -68,16 +79,13 @@ def _begin(student: Student, packed: Packed) -> _Pass:
     for piece in packed.pieces:
         if piece.known is not None:
             prefixes[:, :, piece.kept] = piece.known.states
-    return _Pass(
-        student=student, packed=packed, attention=student.kernels.attention(packed, shape, dtype), prefixes=prefixes
-    )
+    return _Pass(student=student, packed=packed, prefixes=prefixes)
 
 
 def _whole_layer(hidden_TH: Tensor, layer: Layer, index: int, shared: _Pass) -> None:
     """Adds to `hidden_TH` what `layer` computes of it."""
     student, shape = shared.student, shared.student.shape
-    normed_TH = student.kernels.norm(hidden_TH, layer.norms.input_H, shape.epsilon)
-    states_TXE = layer.query_key_value(normed_TH).unflatten(1, (-1, shape.width))
+    states_TXE = layer.query_key_value(_input_normed(hidden_TH, layer, student)).unflatten(1, (-1, shape.width))
     turned_TSE = _turned(states_TXE[:, : -shape.num_key_heads], layer.norms, student, shared.packed.positions_T)
     query_TAE, key_TKE = turned_TSE.split([shape.num_heads, shape.num_key_heads], dim=1)
     value_TKE = states_TXE[:, -shape.num_key_heads :]
@@ -87,20 +95,18 @@ def _whole_layer(hidden_TH: Tensor, layer: Layer, index: int, shared: _Pass) -> 
     _finish(hidden_TH, out_TX, layer.rest, student)
 
 
-def _last_layer(hidden_TH: Tensor, layer: LastLayer, index: int, shared: _Pass) -> Tensor:
-    """The documents' last hidden states [N, H]."""
+def _last_layer(hidden_NH: Tensor, states_TX: Tensor, layer: LastLayer, index: int, shared: _Pass) -> None:
+    """Adds to `hidden_NH`, of the documents' last tokens, what `layer` computes of it and of all keys and values."""
     student, shape, packed = shared.student, shared.student.shape, shared.packed
-    normed_TH = student.kernels.norm(hidden_TH, layer.norms.input_H, shape.epsilon)
-    states_TXE = layer.key_value(normed_TH).unflatten(1, (-1, shape.width))
-    key_TKE, value_TKE = states_TXE.split(shape.num_key_heads, dim=1)
+    key_TKE, value_TKE = states_TX.unflatten(1, (-1, shape.width)).split(shape.num_key_heads, dim=1)
     key_TKE = student.kernels.turn(
         _head_normed(key_TKE, layer.norms.key_E, shape), packed.positions_T, student.turns_XE
     )
-    query_NAE = layer.query(normed_TH.index_select(0, packed.ends_N)).unflatten(1, (-1, shape.width))
+    query_NAE = layer.query(_input_normed(hidden_NH, layer, student)).unflatten(1, (-1, shape.width))
     positions_N = packed.positions_T.index_select(0, packed.ends_N)
     query_NAE = student.kernels.turn(_head_normed(query_NAE, layer.norms.query_E, shape), positions_N, student.turns_XE)
     _keep_prefixes(key_TKE, value_TKE, index, shared)
-    out_NX = hidden_TH.new_empty(packed.ends_N.shape[0], shape.query_size)
+    out_NX = hidden_NH.new_empty(hidden_NH.shape[0], shape.query_size)
     for piece in packed.pieces:
         for block in piece.blocks:
             attend(
@@ -113,9 +119,11 @@ def _last_layer(hidden_TH: Tensor, layer: LastLayer, index: int, shared: _Pass) 
                 mask=None,
                 out_CX=out_NX[block.rows],
             )
-    last_NH = hidden_TH.index_select(0, packed.ends_N)
-    _finish(last_NH, out_NX, layer.rest, student)
-    return last_NH
+    _finish(hidden_NH, out_NX, layer.rest, student)
+
+
+def _input_normed(hidden_CH: Tensor, layer: Layer | LastLayer, student: Student) -> Tensor:
+    return student.kernels.norm(hidden_CH, layer.norms.input_H, student.shape.epsilon)
 
 
 def _finish(hidden_CH: Tensor, attended_CX: Tensor, rest: Rest, student: Student) -> None:

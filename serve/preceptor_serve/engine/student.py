@@ -4,13 +4,15 @@ Shapes: H hidden size, A attention heads, K key-value heads, E width of a head, 
 
 The last layer is another kind of layer. After it only a document's last token is read, so it needs keys and values of
 every token, and everything else of the last tokens alone: with 10 layers of SmolLM2's shape 9 % of the arithmetic.
+Where it is the first too, keys and values hang on nothing but the word, until they are turned to their positions: they
+are computed once for the vocabulary, and looked up.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -64,12 +66,16 @@ class LastLayer:
 
 @dataclass(frozen=True, kw_only=True)
 class Student:
-    """All a forward pass reads. Rows of `turns_XE` are the rotations of the positions 0 to X."""
+    """All a forward pass reads. Rows of `turns_XE` are the rotations of the positions 0 to X.
+
+    `states_VX`, X = 2 x K x E, holds each word's keys and values, not yet turned, where there is one layer alone.
+    """
 
     shape: Shape
     kernels: Kernels
     dtype: torch.dtype
     embedding_VH: Tensor
+    states_VX: Tensor | None
     turns_XE: Tensor
     layers: tuple[Layer, ...]
     last: LastLayer
@@ -94,15 +100,18 @@ def pack_student(weights: Weights, *, precision: Precision, max_tokens: int, ker
     # int8 is of the products; what lies between them is as it is without int8.
     dtype = getattr(torch, computed_in("bfloat16") if precision == "int8" else precision)
     tensors, make = weights.tensors, kernels.linear
-    *whole, last = (f"model.layers.{index}" for index in range(weights.num_layers))
+    *whole, name = (f"model.layers.{index}" for index in range(weights.num_layers))
+    last = _last_layer(tensors, name, make, dtype)
+    embedding_VH = _plain(tensors["model.embed_tokens.weight"], dtype)
     return Student(
         shape=weights.shape,
         kernels=kernels,
         dtype=dtype,
-        embedding_VH=_plain(tensors["model.embed_tokens.weight"], dtype),
+        embedding_VH=embedding_VH,
+        states_VX=None if whole else _word_states(embedding_VH, last, kernels, weights.shape),
         turns_XE=weights.turns(max_tokens, dtype),
         layers=tuple(_layer(tensors, layer, make, dtype) for layer in whole),
-        last=_last_layer(tensors, last, make, dtype),
+        last=last,
         norm_H=_plain(tensors["model.norm.weight"], torch.float32),
         score_RH=_plain(tensors["score.weight"], torch.float32),
     )
@@ -125,6 +134,18 @@ def _last_layer(tensors: Tensors, layer: str, make: MakeLinear, dtype: torch.dty
         key_value=_joined(tensors, make, dtype, f"{attention}.k_proj", f"{attention}.v_proj"),
         rest=_rest(tensors, layer, make, dtype),
     )
+
+
+@torch.inference_mode()
+def _word_states(embedding_VH: Tensor, layer: LastLayer, kernels: Kernels, shape: Shape) -> Tensor:
+    """[V, 2 x K x E]."""
+    states_VX = embedding_VH.new_empty(embedding_VH.shape[0], 2 * shape.num_key_heads * shape.width)
+    for words_CH, states_CX in zip(embedding_VH.split(_WORDS_AT_ONCE), states_VX.split(_WORDS_AT_ONCE), strict=True):
+        states_CX.copy_(layer.key_value(kernels.norm(words_CH, layer.norms.input_H, shape.epsilon)))
+    return states_VX
+
+
+_WORDS_AT_ONCE: Final = 4096
 
 
 def _norms(tensors: Tensors, layer: str, dtype: torch.dtype) -> Norms:
