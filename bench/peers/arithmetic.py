@@ -15,7 +15,8 @@ def request_flops(config: Any, shape: RequestShape) -> float:
     """Floating-point operations of one request of `shape` with the prefix computed once, two for a multiply-add.
 
     Every layer reads every token, but after the last one only the documents' last tokens are read: there, the rest of
-    the tokens need keys and values alone. Embedding, norms and rotation count as nothing.
+    the tokens need keys and values alone. Of a single layer these hang on the word alone, and can be looked up. That,
+    embedding, norms and rotation count as nothing.
     """
     hidden, inner = config.hidden_size, config.intermediate_size
     width = getattr(config, "head_dim", None) or hidden // config.num_attention_heads
@@ -27,7 +28,8 @@ def request_flops(config: Any, shape: RequestShape) -> float:
     # Query times key and weight times value, over what stands before a token and itself.
     seen = prefix * (prefix + 1) / 2 + count * (document * prefix + document * (document + 1) / 2)
     layer = tokens * (key_value + others) + 4 * queries * seen
-    last = tokens * key_value + count * (others + 4 * queries * (prefix + document))
+    looked_up = config.num_hidden_layers == 1
+    last = (0 if looked_up else tokens * key_value) + count * (others + 4 * queries * (prefix + document))
     return float((config.num_hidden_layers - 1) * layer + last)
 
 

@@ -83,8 +83,8 @@ def make_kernels(precision: Precision) -> Kernels:
 _INT8_MLP_ROWS: Final = {"bfloat16": 256, "float32": 768}
 """By what lies between the products. Measured on 2 cores with 1 MiB of cache each, SmolLM2's MLP in int8: 4,096 tokens
 at once 55 ms, 256 at a time 34 ms; 736 tokens 7.1 and 6.3 ms. In bfloat16, whose products are slower, it makes no
-difference. On 2 cores with AVX2 alone, whose products want more tokens, passes of 576, 736 and 1,376 through 5 layers:
-155, 176, 347 ms 256 at a time; 140, 169, 304 with 512; 124, 148 at once, 277 with 700."""
+difference. On 2 cores with AVX2 alone, whose products want more tokens, passes of 576 and 1,376 through 5 layers:
+107 and 242 ms 256 at a time, 102 and 232 with 384, 97 and 216 with 768."""
 
 
 def _attention(library: Any) -> MakeAttention:
