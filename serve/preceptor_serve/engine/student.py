@@ -68,7 +68,8 @@ class LastLayer:
 class Student:
     """All a forward pass reads. Rows of `turns_XE` are the rotations of the positions 0 to X.
 
-    `states_VX`, X = 2 x K x E, holds each word's keys and values, not yet turned, where there is one layer alone.
+    `states_VX`, X = 2 x K x E, holds each word's keys and values, not yet turned, where there is one layer alone and
+    they take no more room than the embedding.
     """
 
     shape: Shape
@@ -108,7 +109,9 @@ def pack_student(weights: Weights, *, precision: Precision, max_tokens: int, ker
         kernels=kernels,
         dtype=dtype,
         embedding_VH=embedding_VH,
-        states_VX=None if whole else _word_states(embedding_VH, last, kernels, weights.shape),
+        states_VX=_word_states(embedding_VH, last, kernels, weights.shape)
+        if not whole and _is_small(weights)
+        else None,
         turns_XE=weights.turns(max_tokens, dtype),
         layers=tuple(_layer(tensors, layer, make, dtype) for layer in whole),
         last=last,
@@ -133,6 +136,13 @@ def _last_layer(tensors: Tensors, layer: str, make: MakeLinear, dtype: torch.dty
         query=_joined(tensors, make, dtype, f"{attention}.q_proj"),
         key_value=_joined(tensors, make, dtype, f"{attention}.k_proj", f"{attention}.v_proj"),
         rest=_rest(tensors, layer, make, dtype),
+    )
+
+
+def _is_small(weights: Weights) -> bool:
+    # A layer of Qwen3-0.6B has twice as many keys and values as the embedding is wide: 600 MB for its vocabulary.
+    return (
+        2 * weights.shape.num_key_heads * weights.shape.width <= weights.tensors["model.embed_tokens.weight"].shape[1]
     )
 
 
