@@ -109,9 +109,7 @@ def pack_student(weights: Weights, *, precision: Precision, max_tokens: int, ker
         kernels=kernels,
         dtype=dtype,
         embedding_VH=embedding_VH,
-        states_VX=_word_states(embedding_VH, last, kernels, weights.shape)
-        if not whole and _is_small(weights)
-        else None,
+        states_VX=None if whole else _word_states(embedding_VH, last, kernels, weights.shape),
         turns_XE=weights.turns(max_tokens, dtype),
         layers=tuple(_layer(tensors, layer, make, dtype) for layer in whole),
         last=last,
@@ -139,17 +137,15 @@ def _last_layer(tensors: Tensors, layer: str, make: MakeLinear, dtype: torch.dty
     )
 
 
-def _is_small(weights: Weights) -> bool:
-    # A layer of Qwen3-0.6B has twice as many keys and values as the embedding is wide: 600 MB for its vocabulary.
-    return (
-        2 * weights.shape.num_key_heads * weights.shape.width <= weights.tensors["model.embed_tokens.weight"].shape[1]
-    )
-
-
 @torch.inference_mode()
-def _word_states(embedding_VH: Tensor, layer: LastLayer, kernels: Kernels, shape: Shape) -> Tensor:
-    """[V, 2 x K x E]."""
-    states_VX = embedding_VH.new_empty(embedding_VH.shape[0], 2 * shape.num_key_heads * shape.width)
+def _word_states(embedding_VH: Tensor, layer: LastLayer, kernels: Kernels, shape: Shape) -> Tensor | None:
+    """[V, 2 x K x E]; None where that is larger than the embedding."""
+    num_words, hidden = embedding_VH.shape
+    size = 2 * shape.num_key_heads * shape.width
+    if size > hidden:
+        # Qwen3-0.6B's would be twice as wide: 600 MB for its vocabulary.
+        return None
+    states_VX = embedding_VH.new_empty(num_words, size)
     for words_CH, states_CX in zip(embedding_VH.split(_WORDS_AT_ONCE), states_VX.split(_WORDS_AT_ONCE), strict=True):
         states_CX.copy_(layer.key_value(kernels.norm(words_CH, layer.norms.input_H, shape.epsilon)))
     return states_VX
