@@ -59,7 +59,7 @@ def forward(student: Student, packed: Packed) -> Forwarded:
     else:
         last_NH = student.embedding_VH.index_select(0, packed.tokens_T.index_select(0, packed.ends_N))
         states_TX = student.states_VX.index_select(0, packed.tokens_T)
-    _last_layer(last_NH, states_TX, student.last, len(student.layers), shared)
+    _last_layer(last_NH, states_TX, shared)
     # The heads in float32, whatever the layers: it costs nothing, and bfloat16 knows no number between 4 and 4.03.
     normed_NH = rms_norm(last_NH.float(), (last_NH.shape[1],), student.norm_H, student.shape.epsilon)
     return Forwarded(
@@ -95,9 +95,11 @@ def _whole_layer(hidden_TH: Tensor, layer: Layer, index: int, shared: _Pass) -> 
     _finish(hidden_TH, out_TX, layer.rest, student)
 
 
-def _last_layer(hidden_NH: Tensor, states_TX: Tensor, layer: LastLayer, index: int, shared: _Pass) -> None:
-    """Adds to `hidden_NH`, of the documents' last tokens, what `layer` computes of it and of all keys and values."""
+def _last_layer(hidden_NH: Tensor, states_TX: Tensor, shared: _Pass) -> None:
+    """Adds to `hidden_NH`, of the documents' last tokens, what the last layer makes of it and of every token's keys and
+    values, side by side in `states_TX`."""
     student, shape, packed = shared.student, shared.student.shape, shared.packed
+    layer, index = student.last, len(student.layers)
     key_TKE, value_TKE = states_TX.unflatten(1, (-1, shape.width)).split(shape.num_key_heads, dim=1)
     key_TKE = student.kernels.turn(
         _head_normed(key_TKE, layer.norms.key_E, shape), packed.positions_T, student.turns_XE
