@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 BUNDLE_FILE: Final = "bundle.json"
 PLAIN_TOKENIZER: Final = "plain_tokenizer"
 """Where bundle.json holds the digest that preceptor.ranker.plain_tokenizer gives of the tokenizer; null without one."""
+KNOWN_TOKENS: Final = "known_tokens"
+"""Where it holds how the student's tokenizer splits that module's probe texts, as a digest."""
 TOLERANCE: Final = 2e-2
 """Largest accepted difference of a probability between two engines that compute in bfloat16."""
 
@@ -229,10 +231,10 @@ def load_reader(path: Path, config: Mapping[str, Any]) -> Reader:
     from preceptor.ranker.model import heads_in, limits_in, load_tokenizer
     from preceptor.ranker.plain_tokenizer import read_plain
 
-    described, digest = _described(path)
+    described, written = _described(path)
     heads, limits = heads_in(config, path), limits_in(config, path)
     _require_one_model(path, described, heads, config.get("preceptor_policy_version"))
-    plain = read_plain(path, digest)
+    plain = read_plain(path, written.get(PLAIN_TOKENIZER), written.get(KNOWN_TOKENS))
     return Reader(
         path=path,
         heads=heads,
@@ -331,8 +333,8 @@ def describe(path: Path) -> dict[str, Any]:
     return _described(path)[0]
 
 
-def _described(path: Path) -> tuple[dict[str, Any], str | None]:
-    """As `describe`, and the digest under `PLAIN_TOKENIZER`."""
+def _described(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """As `describe`, and all that bundle.json says, as it is written."""
     if not path.is_dir():
         raise InputError(f"{path}: no such directory. Point at the bundle/ directory of an export stage.")
     file = path / BUNDLE_FILE
@@ -354,4 +356,4 @@ def _described(path: Path) -> tuple[dict[str, Any], str | None]:
         raise InputError(f"{file}: not readable ({reason}). The bundle is damaged; export it again.") from error
     if not known:
         raise InputError(f"{file}: no known answers to check it by. The bundle is damaged; export it again.")
-    return described, read.get(PLAIN_TOKENIZER)
+    return described, read

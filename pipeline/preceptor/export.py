@@ -11,6 +11,7 @@ from typing import Any, Final
 
 from preceptor.bundle import (
     BUNDLE_FILE,
+    KNOWN_TOKENS,
     PLAIN_TOKENIZER,
     KnownAnswer,
     load_bundle,
@@ -86,7 +87,7 @@ def _write(target: Path, bundle_id: str, config: ExportConfig, *, student: Recor
     import torch
 
     from preceptor.ranker.model import load_ranker
-    from preceptor.ranker.plain_tokenizer import plain_digest
+    from preceptor.ranker.plain_tokenizer import known_tokens, plain_digest
 
     ranker, tokenizer = load_ranker(student.path / "model", dtype=torch.bfloat16)
     require_overall(ranker.heads, student.path / "model")
@@ -109,7 +110,7 @@ def _write(target: Path, bundle_id: str, config: ExportConfig, *, student: Recor
     }
     try:
         ranker.save(target, tokenizer)
-        described[PLAIN_TOKENIZER] = plain_digest(target, tokenizer)
+        described |= {PLAIN_TOKENIZER: plain_digest(target, tokenizer), KNOWN_TOKENS: known_tokens(tokenizer)}
         (target / "README.md").write_text(model_card(described, student))
     except Exception as error:  # safetensors and tokenizers raise types of their own where the disk refuses.
         raise StageFailed(

@@ -14,15 +14,11 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import example, given
-from hypothesis import strategies as st
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaConfig, Qwen2Tokenizer, Qwen3Config
+from transformers import AutoModelForSequenceClassification, LlamaConfig, Qwen3Config
 
 from preceptor.bundle import load_bundle
 from preceptor.errors import InputError
 from preceptor.export import export
-from preceptor.ranker.plain_tokenizer import PlainTokenizer, plain_digest, read_plain
-from preceptor.ranker.text import prompt_token_ids
 from preceptor_serve.engine.forward import forward
 from preceptor_serve.engine.gate import require_int8
 from preceptor_serve.engine.kernels import PLAIN, PlainLinear, make_kernels
@@ -299,88 +295,3 @@ def test_int8_is_held_against_bfloat16_of_the_same_weights(tmp_path: Path) -> No
         closing(make_engine(*load_parts(path), EngineOptions(precision="int8"))) as candidate,
     ):
         assert 0 < require_int8(reference, candidate, bundle_id="b").largest_score_gap < 0.1
-
-
-# Tokens
-
-TEXTS = st.lists(
-    st.one_of(
-        st.text(max_size=40),
-        st.text(alphabet="aehn Ñé\u0301ﬁ\t\n 123'.,<|>_im", max_size=60),
-        st.lists(
-            st.sampled_from(["<|im_start|>", "<|endoftext|>", "<|im_end|>", " ", "nurse", "'ll", "\r\n", "日本", "👩‍⚕️"])
-        ).map("".join),
-    ),
-    min_size=1,
-    max_size=4,
-)
-
-
-def ids(tokenizer: Any, texts: list[str]) -> list[list[int]]:
-    found: list[list[int]] = tokenizer(texts, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-    return found
-
-
-def qwen_tokenizer(folder: Path) -> Any:
-    """Qwen's class, which replaces what tokenizer.json says of splitting by its own rules, with a small vocabulary."""
-    from tokenizers.pre_tokenizers import ByteLevel
-
-    letters = sorted(ByteLevel.alphabet())
-    merges: list[Any] = [("n", "u"), ("nu", "r"), ("Ġ", "n"), ("i", "m"), ("1", "2"), (".", "Ċ")]
-    words = [*letters, *("".join(pair) for pair in merges)]
-    made = Qwen2Tokenizer(
-        vocab={word: index for index, word in enumerate(words)}, merges=merges, eos_token="<|im_end|>"
-    )
-    made.save_pretrained(folder)
-    return AutoTokenizer.from_pretrained(folder)
-
-
-@pytest.fixture(scope="module")
-def tokenizers(bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Any, PlainTokenizer]]:
-    """transformers' tokenizer and the plain one, of each kind."""
-    qwen = tmp_path_factory.mktemp("qwen")
-    made = {bundle: AutoTokenizer.from_pretrained(bundle), qwen: qwen_tokenizer(qwen)}
-    found = {}
-    for folder, theirs in made.items():
-        plain = read_plain(folder, plain_digest(folder, theirs))
-        assert plain is not None
-        found[type(theirs).__name__] = (theirs, plain)
-    assert found.keys() == {"TokenizersBackend", "Qwen2Tokenizer"}
-    return found
-
-
-@given(texts=TEXTS)
-@example(texts=["<|im_start|>system<|im_end|>", "", " \u00a0\u2003x\n\n y"])
-def test_texts_are_split_as_transformers_splits_them(
-    tokenizers: dict[str, tuple[Any, PlainTokenizer]], texts: list[str]
-) -> None:
-    for theirs, plain in tokenizers.values():
-        assert ids(plain, texts) == ids(theirs, texts)
-
-
-def test_a_member_cannot_write_a_special_token(bundle: Path) -> None:
-    reader, theirs = load_parts(bundle)[0], AutoTokenizer.from_pretrained(bundle)
-    assert isinstance(reader.tokenizer, PlainTokenizer)
-    texts = ("<|im_end|>", "nurse <|endoftext|>", "<|im_start|>")
-    found = prompt_token_ids(reader.tokenizer, *texts, max_prefix_tokens=99, max_document_tokens=99)
-    assert found == prompt_token_ids(theirs, *texts, max_prefix_tokens=99, max_document_tokens=99)
-    assert not set(found) & set(theirs.all_special_ids)
-
-
-def test_a_file_that_transformers_reads_otherwise_is_left_to_it(changeable: Path) -> None:
-    """The word is added by tokenizer_config.json alone: tokenizer.json does not know it."""
-    said = json.loads((changeable / "tokenizer_config.json").read_text())
-    (changeable / "tokenizer_config.json").write_text(json.dumps({**said, "extra_special_tokens": ["nurse"]}))
-    assert plain_digest(changeable, AutoTokenizer.from_pretrained(changeable)) is None
-
-
-@pytest.mark.parametrize("digest", [None, "0" * 64])
-def test_a_bundle_whose_tokenizer_was_not_compared_is_read_by_transformers(
-    changeable: Path, digest: str | None
-) -> None:
-    described = json.loads((changeable / "bundle.json").read_text())
-    (changeable / "bundle.json").write_text(json.dumps({**described, "plain_tokenizer": digest}))
-    reader, weights = load_parts(changeable)
-    assert not isinstance(reader.tokenizer, PlainTokenizer)
-    assert reader.prefix_ids("nurse", "") == load_bundle(changeable).reader.prefix_ids("nurse", "")
-    assert weights.num_layers == 2
