@@ -77,6 +77,14 @@ def _become_vllm(bundle: Path, port: int, setting: Setting) -> None:
 
 
 def _serve_peer(name: str, bundle: Path, port: int, setting: Setting) -> None:
+    from preceptor_serve.ingress import choose_ingress, coming_in_by
+
+    # The product's own ingress, for all alike. Before Serve is loaded, which reads the environment then.
+    with coming_in_by(choose_ingress(None, host="127.0.0.1")):
+        _serve_behind(name, bundle, port, setting)
+
+
+def _serve_behind(name: str, bundle: Path, port: int, setting: Setting) -> None:
     from ray import serve
 
     from preceptor.local_ray import ray_cluster

@@ -10,11 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from preceptor.cli_feedback import FEEDBACK_EPILOG, add_feedback, add_log
+from preceptor.cli_feedback import FEEDBACK_EPILOG, add_feedback
 from preceptor.cli_golden import GOLDEN_EPILOG, add_golden
 from preceptor.cli_plan import add_plan
 from preceptor.cli_policy import add_policy
 from preceptor.cli_refine import REFINE_EPILOG, add_refine, add_worklist
+from preceptor.cli_serve import add_serve
 from preceptor.cli_workbench import EPILOG as WORKBENCH_EPILOG
 from preceptor.cli_workbench import add_workbench
 from preceptor.errors import PreceptorError, RecipeError
@@ -100,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     ):
         add(commands.add_parser(name, help=about, epilog=epilog, formatter_class=argparse.RawDescriptionHelpFormatter))
     _add_score(commands.add_parser("score", help="score a file of pairs with a bundle"))
-    _add_serve(commands.add_parser("serve", help="serve a bundle over HTTP with Ray Serve"))
+    add_serve(commands.add_parser("serve", help="serve a bundle over HTTP with Ray Serve"))
     add_policy(commands.add_parser("policy", help="check, show or compare policies"))
     workbench = commands.add_parser(
         "workbench",
@@ -210,35 +211,6 @@ def _add_score(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pairs", type=Path, required=True, help="Parquet, JSONL, CSV or a saved datasets directory")
     parser.add_argument("--out", type=Path, required=True, help="a Parquet file; one row a pair, in their order")
     parser.set_defaults(run=_score)
-
-
-def _add_serve(parser: argparse.ArgumentParser) -> None:
-    parser.description = (
-        "Serve a bundle: /v1/score, /v1/rerank, /v2/rerank, /readyz, /metrics. Binds to loopback unless told; another "
-        "interface needs keys, or a gateway in front that authenticates."
-    )
-    parser.add_argument("--bundle", type=Path, required=True, help="a bundle/ directory of an export stage")
-    parser.add_argument("--host", default="127.0.0.1", help="interface to bind (default: 127.0.0.1)")
-    parser.add_argument("--port", type=int, default=8000, help="port to bind (default: 8000)")
-    guard = parser.add_mutually_exclusive_group()
-    guard.add_argument("--keys", type=Path, metavar="FILE", help="answer holders of these keys only")
-    guard.add_argument(
-        "--behind-gateway", action="store_true", help="a gateway authenticates: answer whoever reaches the port"
-    )
-    parser.add_argument(
-        "--replicas",
-        type=int,
-        default=1,
-        help="scorers that share the cores: several answer more requests a second, one each sooner (default: 1)",
-    )
-    parser.add_argument(
-        "--precision",
-        choices=("float32", "bfloat16", "int8"),
-        default="bfloat16",
-        help="of the weights; int8 only where it ranks as bfloat16 does (default: bfloat16)",
-    )
-    add_log(parser)
-    parser.set_defaults(run=_serve)
 
 
 def _run(arguments: argparse.Namespace) -> int:
@@ -373,26 +345,6 @@ def _score(arguments: argparse.Namespace) -> int:
     scores = score_table(bundle, pairs)
     write_table(scores, arguments.out, SCORES)
     print(f"score: {scores.num_rows:,} pairs, bundle {bundle.bundle_id}, {arguments.out}")
-    return 0
-
-
-def _serve(arguments: argparse.Namespace) -> int:
-    from preceptor_serve.keys import Guard, require_guarded
-
-    # Before Ray is loaded, let alone started: what may not be is said at once.
-    guard: Guard = "gateway" if arguments.behind_gateway else "keys"
-    require_guarded(arguments.host, keys=arguments.keys, guard=guard)
-    from preceptor_serve.served_log import log_of
-
-    log = log_of(arguments.log, rate=arguments.log_rate, texts=arguments.log_texts)
-    from preceptor.local_ray import serving_ray
-    from preceptor_serve.engine.options import EngineOptions
-    from preceptor_serve.start import run_app
-
-    engine, where = EngineOptions(precision=arguments.precision), {"host": arguments.host, "port": arguments.port}
-    shape = {"engine": engine, "replicas": arguments.replicas}
-    with serving_ray():
-        run_app(arguments.bundle.resolve(), **where, **shape, keys=arguments.keys, guard=guard, log=log)
     return 0
 
 

@@ -1,8 +1,9 @@
 """HAProxy for Ray Serve with its statistics, metrics and admin socket closed: the command `preceptor-haproxy`.
 
 Ray Serve (2.60) writes a configuration that opens statistics and metrics on all interfaces, and an admin socket that
-every user of the machine may write to. Pointed at by ``RAY_SERVE_HAPROXY_BINARY_PATH``, this command mends the
-configuration before it becomes the HAProxy that `ray[serve]` brings. Where requests come in is left as it was told.
+every user of the machine may write to; and a HAProxy that has not heard of any application yet, as one that takes the
+place of another, answers 404. Pointed at by ``RAY_SERVE_HAPROXY_BINARY_PATH``, this command mends the configuration
+before it becomes the HAProxy that `ray[serve]` brings. Where requests come in is left as it was told.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from typing import Final
 
 _EVERYWHERE: Final = re.compile(r"^(\s*bind )\*?:(\d+)\b", re.MULTILINE)
 _SOCKET: Final = re.compile(r"^(\s*stats socket \S+ mode )666\b", re.MULTILINE)
+_APPLICATION: Final = re.compile(r"^\s*use_backend ", re.MULTILINE)
+_NOT_FOUND: Final = re.compile(r"^(\s*http-request return status )404\b.*$", re.MULTILINE)
+_NO_APPLICATION: Final = r'\g<1>503 content-type text/plain string "No application is up yet." hdr Retry-After 1'
 
 
 def closed(configuration: str) -> str:
@@ -24,12 +28,19 @@ def closed(configuration: str) -> str:
     return _SOCKET.sub(r"\g<1>600", _EVERYWHERE.sub(r"\g<1>127.0.0.1:\g<2>", configuration))
 
 
+def patient(configuration: str) -> str:
+    """`configuration`, where it names no application, with 503 for every request: who asks again finds one."""
+    if _APPLICATION.search(configuration):
+        return configuration
+    return _NOT_FOUND.sub(_NO_APPLICATION, configuration)
+
+
 def close_files(arguments: Sequence[str]) -> None:
     """Mend every configuration file that HAProxy's `arguments` name."""
     for flag, name in pairwise(arguments):
         if flag == "-f":
             file = Path(name)
-            file.write_text(closed(file.read_text()))
+            file.write_text(patient(closed(file.read_text())))
 
 
 def main() -> None:

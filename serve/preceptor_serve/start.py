@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import signal
 import socket
 import threading
 import time
@@ -45,13 +46,16 @@ def run_app(
     The `replicas` share this machine's cores, unless `engine` says how many threads each has. One answers a request
     soonest and holds the weights once; several answer more of them a second, for no thread of one waits for another's.
 
-    Returns once /readyz answers 200, or, with `block`, after Ctrl-C, having shut Serve down. InputError where the
-    bundle, the port, the file of `keys` or the number of `replicas` cannot be used, or where `host` lets others in and
-    nothing asks who they are; StageFailed where the application does not come up.
+    Returns once /readyz answers 200, or, with `block`, after Ctrl-C or SIGTERM, with Serve shut down. InputError where
+    the bundle, the port, the file of `keys` or the number of `replicas` cannot be used, or where `host` lets others in
+    and nothing asks who they are; StageFailed where the application does not come up.
     """
     if not ray.is_initialized():
         raise StageFailed("Ray is not running in this process. Call ray.init first.")
     require_guarded(host, keys=keys, guard=guard)
+    if block:
+        # A service manager ends it so; Ray's own handler would end the process where it stands.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
     keys_file = None if keys is None else str(_some_keys(keys))
     if not 1 <= replicas <= num_cores():
         raise InputError(f"--replicas must be 1 to {num_cores()}, this machine's cores, got {replicas}.")

@@ -12,14 +12,11 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
-
-from preceptor.running import free_port
 
 pytestmark = [pytest.mark.e2e, pytest.mark.slow]
 
@@ -27,32 +24,16 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 NUM_REQUESTS = 20
 
 
-def environment(folder: Path) -> dict[str, str]:
-    """What `ray start` is given for HAProxy, in a folder and on ports of its own."""
-    return {
-        "RAY_SERVE_ENABLE_HA_PROXY": "1",
-        "RAY_SERVE_HAPROXY_BINARY_PATH": str(Path(sys.executable).with_name("preceptor-haproxy")),
-        "RAY_SERVE_HAPROXY_CONFIG_FILE_LOC": str(folder / "haproxy.cfg"),
-        "RAY_SERVE_HAPROXY_SOCKET_PATH": str(folder / "admin.sock"),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_BASE": str(folder),
-        "RAY_SERVE_HAPROXY_SERVER_STATE_FILE": str(folder / "server-state"),
-        "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
-        "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
-    }
-
-
 @pytest.fixture(scope="module")
 def found(random_bundle: Path) -> dict[str, Any]:
     """What the other process saw."""
-    # Not pytest's folder: the path of a Unix socket holds 107 bytes at most.
-    with tempfile.TemporaryDirectory(prefix="hap") as folder:
-        ran = subprocess.run(
-            [sys.executable, __file__, str(random_bundle)],
-            capture_output=True,
-            text=True,
-            env={**os.environ, "PYTHONPATH": str(REPOSITORY), **environment(Path(folder))},
-            timeout=180,
-        )
+    ran = subprocess.run(
+        [sys.executable, __file__, str(random_bundle)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
+        timeout=180,
+    )
     assert ran.returncode == 0, ran.stderr[-3000:]
     seen: dict[str, Any] = json.loads(ran.stdout.splitlines()[-1])
     return seen
@@ -112,4 +93,7 @@ def seen_behind_haproxy(bundle: Path) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    print(json.dumps(seen_behind_haproxy(Path(sys.argv[1]))))
+    from preceptor_serve.ingress import coming_in_by
+
+    with coming_in_by("haproxy"):
+        print(json.dumps(seen_behind_haproxy(Path(sys.argv[1]))))

@@ -34,7 +34,7 @@ LAYERS = (
     ("plan",),
     ("running", "batch", "cli_plan", "cli_policy", "cli_golden", "cli_refine", "cli_feedback"),
     ("recalibrate", "workbench"),
-    ("cli_workbench",),
+    ("cli_workbench", "cli_serve"),
     ("cli",),
 )
 LAYER_OF = {room: layer for layer, rooms in enumerate(LAYERS) for room in rooms}
@@ -70,6 +70,7 @@ LIGHT = (
     "cli_golden",
     "cli_refine",
     "cli_feedback",
+    "cli_serve",
     "cli_workbench",
     "batch",
     "cli",
@@ -154,8 +155,8 @@ def test_only_the_command_line_knows_the_server_and_only_when_asked() -> None:
         for file in [*modules(PIPELINE), *modules(JOBS)]
         if any(name.startswith("preceptor_serve") for name, _ in project_imports(file))
     }
-    assert knows <= {"preceptor.cli", "preceptor.running"}
-    files = [PIPELINE / "cli.py", PIPELINE / "running.py"]
+    assert knows <= {"preceptor.cli", "preceptor.cli_serve", "preceptor.running"}
+    files = [PIPELINE / "cli.py", PIPELINE / "cli_serve.py", PIPELINE / "running.py"]
     eager = [node for file in files for node in ast.parse(file.read_text()).body if is_import(node)]
     names = [name for node in eager for name, _ in imported(node, "preceptor")]
     assert not [name for name in names if name.startswith("preceptor_serve")]
