@@ -3,12 +3,12 @@
     .venv/bin/python -m bench.serve_failures
 
 A real local Serve with 2 scorers and 2 edges, and requests at a steady rate, open loop, through the product's client,
-which tries a call twice at most. One fault after the other: kill -9 of a scorer, an edge, the proxy and the controller;
-an object store that spills; a scorer and an edge that hang (SIGSTOP); a bundle with worthless weights offered by a
-redeployment. Every answer is compared with what the bundle says. Lost: failed after the second try. Recovered: from the
-fault to the end of the last request that failed at first or took more than four times the usual 99th percentile (at
-least 0.5 s). Whole: until every process is there again. Killing the raylet or the head is not tried: on one machine
-nothing would be left.
+which tries a call twice at most. One fault after the other: kill -9 of a scorer, an edge, the proxy, HAProxy and the
+controller; an object store that spills; a scorer and an edge that hang (SIGSTOP); a bundle with worthless weights
+offered by a redeployment. Every answer is compared with what the bundle says. Lost: failed after the second try.
+Recovered: from the fault to the end of the last request that failed at first or took more than four times the usual
+99th percentile (at least 0.5 s). Whole: until every process is there again. Killing the raylet or the head is not
+tried: on one machine nothing would be left.
 
 Prints a table and a row for bench/RESULTS.md; --json FILE keeps the numbers. Exit code 1 where a request was lost or
 answered wrongly.
@@ -32,11 +32,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from bench.peers.serve_cluster import Cluster, Kind, Shape, corrupted, serving, wait_until
 from bench.peers.steady import Outcome, Steady, outcome, usual_p99_s
 from bench.peers.student import RequestShape, ScoreRequest, make_bundle, requests
 from preceptor.bundle import load_bundle
 from preceptor_serve.client import Scores
+from preceptor_serve.ingress import coming_in_by
 
 POOL = 64
 TOLERANCE = 2e-2
@@ -68,7 +71,7 @@ def main() -> int:
         return all(abs(got.score - want) <= TOLERANCE for got, want in zip(scores.results, known, strict=True))
 
     results = []
-    with serving(bundle, Shape()) as cluster:
+    with coming_in_by(arguments.ingress), serving(bundle, Shape()) as cluster:
         for name in arguments.only:
             load = Steady(url=cluster.url, rate=arguments.rate, stream=itertools.cycle(pool), is_right=is_right)
             results.append(asyncio.run(_suffered(name, cluster, load, calm_s=arguments.calm_s)))
@@ -86,6 +89,12 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--only", type=_names, default=tuple(FAULTS), help=f"which, with commas ({','.join(FAULTS)})")
     parser.add_argument("--rate", type=float, default=10.0, help="requests a second (default: 10)")
     parser.add_argument("--calm-s", type=float, default=15.0, help="seconds of load before and after (default: 15)")
+    parser.add_argument(
+        "--ingress",
+        choices=("haproxy", "python"),
+        default="haproxy",
+        help="what takes requests in (default: haproxy, as with `preceptor serve`; its proxy is what watches it)",
+    )
     parser.add_argument("--quick", action="store_true", help="5 s before and after: whether it runs at all")
     parser.add_argument("--json", type=Path, help="file for the numbers")
     parser.add_argument("--root", type=Path, default=Path(tempfile.gettempdir()) / "preceptor-serve-failures")
@@ -154,6 +163,20 @@ def _signalled(kind: Kind, number: signal.Signals) -> Callable[[Cluster, context
     return fault
 
 
+def _haproxy_killed(cluster: Cluster, stack: contextlib.ExitStack) -> Begun:
+    """The process that takes requests in, where that is HAProxy; nothing elsewhere."""
+    before = _haproxies()
+    for pid in before:
+        os.kill(pid, signal.SIGKILL)
+    return lambda: len(_haproxies() - before) == len(before) and cluster.is_whole()
+
+
+def _haproxies() -> set[int]:
+    """Process ids of the living HAProxies that this process has started."""
+    started = psutil.Process().children(recursive=True)
+    return {one.pid for one in started if one.name() == "haproxy" and one.status() != psutil.STATUS_ZOMBIE}
+
+
 def _spilling(cluster: Cluster, stack: contextlib.ExitStack) -> Begun:
     """Objects of twice what the store holds, kept until the fault is over."""
     import numpy as np
@@ -188,6 +211,7 @@ FAULTS: dict[str, Callable[[Cluster, contextlib.ExitStack], Begun]] = {
     "scorer-killed": _signalled("scorer", signal.SIGKILL),
     "edge-killed": _signalled("edge", signal.SIGKILL),
     "proxy-killed": _signalled("proxy", signal.SIGKILL),
+    "haproxy-killed": _haproxy_killed,
     "controller-killed": _signalled("controller", signal.SIGKILL),
     "store-spills": _spilling,
     "scorer-hangs": _signalled("scorer", signal.SIGSTOP),
