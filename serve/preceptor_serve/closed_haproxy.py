@@ -3,7 +3,8 @@
 Ray Serve (2.60) writes a configuration that opens statistics and metrics on all interfaces, and an admin socket that
 every user of the machine may write to; and a HAProxy that has not heard of any application yet, as one that takes the
 place of another, answers 404. Pointed at by ``RAY_SERVE_HAPROXY_BINARY_PATH``, this command mends the configuration
-before it becomes the HAProxy that `ray[serve]` brings. Where requests come in is left as it was told.
+before it becomes the HAProxy that `ray[serve]` brings. Where requests come in is left as it was told, once there is
+somebody to answer them.
 """
 
 from __future__ import annotations
@@ -19,8 +20,7 @@ from typing import Final
 _EVERYWHERE: Final = re.compile(r"^(\s*bind )\*?:(\d+)\b", re.MULTILINE)
 _SOCKET: Final = re.compile(r"^(\s*stats socket \S+ mode )666\b", re.MULTILINE)
 _APPLICATION: Final = re.compile(r"^\s*use_backend ", re.MULTILINE)
-_NOT_FOUND: Final = re.compile(r"^(\s*http-request return status )404\b.*$", re.MULTILINE)
-_NO_APPLICATION: Final = r'\g<1>503 content-type text/plain string "No application is up yet." hdr Retry-After 1'
+_REQUESTS: Final = re.compile(r"^(frontend http_frontend\n)((?:[ \t]+bind .*\n)+)", re.MULTILINE)
 
 
 def closed(configuration: str) -> str:
@@ -28,11 +28,12 @@ def closed(configuration: str) -> str:
     return _SOCKET.sub(r"\g<1>600", _EVERYWHERE.sub(r"\g<1>127.0.0.1:\g<2>", configuration))
 
 
-def patient(configuration: str) -> str:
-    """`configuration`, where it names no application, with 503 for every request: who asks again finds one."""
-    if _APPLICATION.search(configuration):
-        return configuration
-    return _NOT_FOUND.sub(_NO_APPLICATION, configuration)
+def shut_while_empty(configuration: str) -> str:
+    """`configuration` with the port of requests shut where no application is named.
+
+    A caller whose connection is refused knocks again; one that is told 404, or 503 twice, gives up.
+    """
+    return configuration if _APPLICATION.search(configuration) else _REQUESTS.sub(r"\1", configuration)
 
 
 def close_files(arguments: Sequence[str]) -> None:
@@ -40,7 +41,7 @@ def close_files(arguments: Sequence[str]) -> None:
     for flag, name in pairwise(arguments):
         if flag == "-f":
             file = Path(name)
-            file.write_text(patient(closed(file.read_text())))
+            file.write_text(shut_while_empty(closed(file.read_text())))
 
 
 def main() -> None:

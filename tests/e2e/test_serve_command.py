@@ -113,7 +113,7 @@ def test_haproxy_takes_requests_in_on_the_loopback_alone(seen: Seen) -> None:
 
 
 def test_a_dead_haproxy_is_replaced_and_nobody_is_told_that_there_is_nothing(seen: Seen) -> None:
-    """Until there is another, calls are not taken, or answered with what a client tries again after."""
+    """Until there is another, calls are not taken, or answered with what our client asks again after."""
     assert seen.while_replaced and set(seen.while_replaced) <= {0, 500, 503}
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from preceptor_serve.closed_haproxy import close_files, closed, patient
+from preceptor_serve.closed_haproxy import close_files, closed, shut_while_empty
 
 OPEN = """global
     stats socket /run/admin.sock mode 666 level admin expose-fd listeners
@@ -40,24 +40,23 @@ def test_only_the_files_that_are_named_are_mended(tmp_path: Path) -> None:
     for file in (named, other):
         file.write_text(OPEN)
     close_files(["-db", "-f", str(named), "-sf", "12"])
-    assert named.read_text() == patient(closed(OPEN)) and other.read_text() == OPEN
+    assert named.read_text() == shut_while_empty(closed(OPEN)) and other.read_text() == OPEN
 
 
 EMPTY = """frontend http_frontend
+    bind 127.0.0.1:8000
     # Static use_backend selection
     default_backend default_backend
-backend default_backend
-    http-request return status 404 content-type text/plain lf-string "Path '%[path]' not found."
+listen stats
+    bind 127.0.0.1:8404
 """
 
 
-def test_without_an_application_everything_is_there_later() -> None:
-    """HAProxy that takes the place of another knows none for a moment: who is told 404 does not ask again."""
-    last = patient(EMPTY).splitlines()[-1]
-    assert last.startswith("    http-request return status 503 ") and last.endswith(" hdr Retry-After 1")
-    assert patient(EMPTY).splitlines()[:-1] == EMPTY.splitlines()[:-1]
+def test_requests_find_the_port_shut_while_no_application_is_known() -> None:
+    """HAProxy that takes the place of another knows none for a moment, and would answer 404."""
+    assert shut_while_empty(EMPTY) == EMPTY.replace("    bind 127.0.0.1:8000\n", "")
 
 
-def test_beside_an_application_other_paths_are_not_found() -> None:
-    beside = EMPTY.replace("    default_backend d", "    use_backend http-app if is_app\n    default_backend d")
-    assert patient(beside) == beside
+def test_with_an_application_it_is_open() -> None:
+    with_one = EMPTY.replace("    default_backend", "    use_backend http-app if is_app\n    default_backend")
+    assert shut_while_empty(with_one) == with_one
