@@ -93,6 +93,8 @@ def run_app(
         print(f"try another bundle beside it: preceptor rollout stage BUNDLE --address {address}", flush=True)
         with contextlib.suppress(KeyboardInterrupt):
             threading.Event().wait()
+        # The application first, which answers what is under way; a shutdown alone would end its ingress at once.
+        serve.delete(APP_NAME)
         serve.shutdown()
     return url
 

@@ -1,4 +1,4 @@
-"""`preceptor serve` as a user starts it: HAProxy takes requests in, is replaced when it dies; SIGTERM ends it all."""
+"""`preceptor serve` as a user starts it: HAProxy takes requests in and is replaced when it dies; SIGTERM ends it all."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ pytestmark = pytest.mark.e2e
 REPOSITORY = Path(__file__).resolve().parents[2]
 ASKED = {"query": "night nurse", "profile": "Registered nurse, Leeds.", "documents": ["Staff Nurse", "Baker"]}
 UP_WITHIN_S = 120.0
+NUM_LAST = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +38,10 @@ class Seen:
     port: str
     while_replaced: list[int]
     """Statuses of answers after HAProxy was killed, up to the first score; 0 where nobody took the call."""
+    num_under_way: int
+    """Requests not answered yet when SIGTERM was sent."""
+    last_statuses: list[int]
+    """Statuses of those, and of others sent with them."""
     exit_code: int
     left_running: list[str]
     left_files: list[str]
@@ -74,7 +80,12 @@ def seen_of(server: subprocess.Popen[bytes], port: int, folder: Path) -> Seen:
         haproxy.kill()
         while_replaced = statuses_until_scored(client, server)
     started = psutil.Process(server.pid).children(recursive=True)
-    server.send_signal(signal.SIGTERM)
+    with ThreadPoolExecutor(NUM_LAST) as callers:
+        calls = [callers.submit(status_of_long_request, port, number) for number in range(NUM_LAST)]
+        wait(calls, return_when=FIRST_COMPLETED)
+        num_under_way = sum(not call.done() for call in calls)
+        server.send_signal(signal.SIGTERM)
+        last_statuses = [call.result() for call in calls]
     exit_code = server.wait(timeout=60)
     _, alive = psutil.wait_procs(started, timeout=20)
     return Seen(
@@ -82,10 +93,22 @@ def seen_of(server: subprocess.Popen[bytes], port: int, folder: Path) -> Seen:
         listening=listening,
         port=str(port),
         while_replaced=while_replaced,
+        num_under_way=num_under_way,
+        last_statuses=last_statuses,
         exit_code=exit_code,
         left_running=[process.name() for process in alive],
         left_files=sorted(file.name for file in folder.iterdir()),
     )
+
+
+def status_of_long_request(port: int, number: int) -> int:
+    """The status of a request that computes for a while; 0 where the connection was cut."""
+    documents = [f"Posting {number} {place}: " + "ward, permanent, days and nights; " * 30 for place in range(100)]
+    try:
+        url = f"http://127.0.0.1:{port}/v1/score"
+        return httpx.post(url, json={**ASKED, "documents": documents}, trust_env=False, timeout=60).status_code
+    except httpx.TransportError:
+        return 0
 
 
 def statuses_until_scored(client: httpx.Client, server: subprocess.Popen[bytes]) -> list[int]:
@@ -115,6 +138,11 @@ def test_haproxy_takes_requests_in_on_the_loopback_alone(seen: Seen) -> None:
 def test_a_dead_haproxy_is_replaced_and_nobody_is_told_that_there_is_nothing(seen: Seen) -> None:
     """Until there is another, calls are not taken, or answered with what our client asks again after."""
     assert seen.while_replaced and set(seen.while_replaced) <= {0, 500, 503}
+
+
+def test_what_is_under_way_at_sigterm_is_answered(seen: Seen) -> None:
+    assert seen.num_under_way > 0
+    assert seen.last_statuses == [200] * NUM_LAST
 
 
 def test_sigterm_ends_everything_it_started(seen: Seen) -> None:
