@@ -1,4 +1,4 @@
-"""`preceptor serve` as a user starts it: HAProxy takes requests in and is replaced when it dies; SIGTERM ends it all."""
+"""`preceptor serve` as a user starts it: HAProxy takes requests in and is replaced when dead; SIGTERM ends it all."""
 
 from __future__ import annotations
 
