@@ -83,13 +83,16 @@ class FastTokenizer:
     ) -> dict[str, list[list[int]]]:
         """The token ids of each of `texts`, under "input_ids"."""
         # One by one, on the caller's own thread: the engine's cores have no room for others.
-        encode = self._tokenizer.encode
+        return {"input_ids": [self._ids(text, add_special_tokens, split_special_tokens) for text in texts]}
+
+    def _ids(self, text: str, add: bool, split: bool) -> list[int]:
         try:
-            return {"input_ids": [encode(text, add_special_tokens, split_special_tokens).ids for text in texts]}
+            ids: list[int] = self._tokenizer.encode(text, add, split).ids
         except ValueError:
             # A byte that the vocabulary lacks, as SmolLM2's lacks some of rare planes: refused here, left out there.
-            plain = self._plain()
-        return plain(texts, add_special_tokens=add_special_tokens, split_special_tokens=split_special_tokens)
+            # This text alone, so that known_tokens compares what is read here.
+            return self._plain()([text], add_special_tokens=add, split_special_tokens=split)["input_ids"][0]
+        return ids
 
 
 def plain_digest(directory: Path, tokenizer: Any) -> str | None:
@@ -139,10 +142,11 @@ def _fast(content: bytes, known: str | None) -> FastTokenizer | None:
     from fastokens import Tokenizer
 
     try:
-        tokenizer = FastTokenizer(Tokenizer.from_json_str(content.decode()), functools.partial(_plain, content))
-        return tokenizer if known_tokens(tokenizer) == known else None
-    except Exception:  # Whatever it says of rules that it does not know: `tokenizers` knows them.
+        reading = Tokenizer.from_json_str(content.decode())
+    except ValueError:  # Rules that it does not know: `tokenizers` knows them.
         return None
+    tokenizer = FastTokenizer(reading, functools.partial(_plain, content))
+    return tokenizer if known_tokens(tokenizer) == known else None
 
 
 def _digest(content: bytes) -> str:
