@@ -35,12 +35,15 @@ _QUIET_RAY: Final = {
 # away: together a third of a short training on this machine alone.
 _PROMPT_TRAIN: Final = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 # Serve notices a dead proxy after three checks, 10 s apart unless told, and gives a replica that answers no check 20 s
-# more to end in good order, which it cannot.
-_PROMPT_SERVE: Final = {
+# more to end in good order, which it cannot. An edge calls its scorer by gRPC and not as a Ray actor, whose answers go
+# through the object store's books: with a student of one layer 1.27 times as many documents a second.
+SERVE_ENV: Final = {
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "5",
     "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
+    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
 }
+"""What Serve is told, here and in cluster.yaml."""
 # Of a local cluster, which has one node and sends no worker's output to drivers, these have nothing to do, and look
 # around for ever.
 _IDLERS: Final = ("/ray/_private/log_monitor.py", "/ray/autoscaler/_private/monitor.py")
@@ -90,7 +93,7 @@ def serving_ray(*, object_store_bytes: int = 2**30) -> Iterator[None]:
 def _local(object_store_bytes: int) -> Iterator[None]:
     import ray
 
-    for name, value in (_QUIET_RAY | _PROMPT_TRAIN | _PROMPT_SERVE | _WORKER_ENV).items():
+    for name, value in (_QUIET_RAY | _PROMPT_TRAIN | SERVE_ENV | _WORKER_ENV).items():
         os.environ.setdefault(name, value)
     # Ray's sockets live below this folder and their paths may hold 107 bytes at most, hence the system's own.
     folder = tempfile.mkdtemp(prefix="pcp")

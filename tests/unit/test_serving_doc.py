@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from preceptor.local_ray import SERVE_ENV
 from preceptor_serve.blending import BlendBounds
 from preceptor_serve.metrics import ROUTES
 from preceptor_serve.schema import Limits
@@ -61,3 +62,8 @@ def test_every_path_and_limit_is_in_the_tables() -> None:
     bounds = [f"blend.{part.name}" for part in fields(BlendBounds)]
     names = [part.name for part in fields(Limits) if part.name != "blend"] + bounds
     assert [name for name in names if f"`{name}`" not in PAGE] == []
+
+
+def test_what_serve_is_told_is_in_the_table_and_the_same_on_a_cluster() -> None:
+    assert dict(re.findall(r"^\| `(RAY_SERVE_\w+)` \| (\S+) \|", PAGE, re.MULTILINE)) == SERVE_ENV
+    assert dict(re.findall(r"\b(RAY_SERVE_\w+)=(\S+?)[\s']", (REPOSITORY / "cluster.yaml").read_text())) == SERVE_ENV
