@@ -35,13 +35,11 @@ _QUIET_RAY: Final = {
 # away: together a third of a short training on this machine alone.
 _PROMPT_TRAIN: Final = {"RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0"}
 # Serve notices a dead proxy after three checks, 10 s apart unless told, and gives a replica that answers no check 20 s
-# more to end in good order, which it cannot. An edge calls its scorer by gRPC and not as a Ray actor, whose answers go
-# through the object store's books: with a student of one layer 1.27 times as many documents a second.
+# more to end in good order, which it cannot.
 SERVE_ENV: Final = {
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
     "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "5",
     "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
-    "RAY_SERVE_USE_GRPC_BY_DEFAULT": "1",
 }
 """What Serve is told, here and in cluster.yaml."""
 # Of a local cluster, which has one node and sends no worker's output to drivers, these have nothing to do, and look

@@ -55,9 +55,9 @@ class Usual:
 
 
 class Hedge:
-    """Sends requests, and some of them twice. `died` is the error of a replica that is gone; `clock` counts seconds."""
+    """Sends requests, and some of them twice. `died`: the errors of a replica that is gone; `clock` counts seconds."""
 
-    def __init__(self, *, died: type[Exception], clock: Callable[[], float]) -> None:
+    def __init__(self, *, died: type[Exception] | tuple[type[Exception], ...], clock: Callable[[], float]) -> None:
         self._died = died
         self._clock = clock
         self._usual = Usual()

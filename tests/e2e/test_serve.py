@@ -220,6 +220,25 @@ def test_rays_own_ports_want_a_token(local_ray: object) -> None:
     assert raylet.get_authentication_mode() == raylet.AuthenticationMode.TOKEN
 
 
+def test_a_scorers_own_port_wants_a_token(session: httpx.Client) -> None:
+    import grpc
+    import psutil
+
+    answered = []
+    for process in psutil.Process().children(recursive=True):
+        if not any("ServeReplica" in part and "Scorer" in part for part in process.cmdline()):
+            continue
+        for found in process.net_connections("inet"):
+            if found.status == psutil.CONN_LISTEN:
+                with grpc.insecure_channel(f"127.0.0.1:{found.laddr.port}") as channel:
+                    ask = channel.unary_unary("/ray.serve.ASGIService/HandleRequest")
+                    with pytest.raises(grpc.RpcError) as refused:
+                        ask(b"", timeout=10)
+                    answered.append(refused.value.code())
+    # Ray's core listens as well, and knows no such service.
+    assert set(answered) == {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.UNIMPLEMENTED}
+
+
 def test_another_interface_without_keys_is_refused(session: httpx.Client, random_bundle: Path) -> None:
     from preceptor_serve.start import run_app
 

@@ -146,6 +146,9 @@ class FakeHandle:
     outcome: object
     num_calls: int = 0
 
+    def options(self, **how: object) -> FakeHandle:
+        return self
+
     @property
     def score(self) -> FakeHandle:
         return self
@@ -175,12 +178,15 @@ def remote_scorer(handle: FakeHandle) -> AsyncScorer:
 
 
 def test_serves_own_errors_become_the_apis():
+    from grpc import StatusCode
+    from grpc.aio import AioRpcError, Metadata
     from ray.exceptions import RayActorError
     from ray.serve.exceptions import BackPressureError
 
     outcomes: list[tuple[object, type[PreceptorError]]] = [
         (BackPressureError(9, 9), Overloaded),
         (RayActorError(), Unavailable),
+        (AioRpcError(StatusCode.INTERNAL, Metadata(), Metadata()), Unavailable),
         (None, TimedOut),
     ]
     for outcome, kind in outcomes:
