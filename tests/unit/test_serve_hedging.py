@@ -1,4 +1,4 @@
-"""A second try inside the edge: for a replica that died, and for one that is late."""
+"""Further tries inside the edge: for a replica that died, and for one that is late."""
 
 from __future__ import annotations
 
@@ -95,6 +95,20 @@ def test_a_late_request_is_answered_by_another_replica_and_called_off():
         return replicas
 
     assert [request.num_cancelled for request in asyncio.run(run()).sent] == [1, 0]
+
+
+def test_a_late_request_that_meets_the_same_replica_again_is_sent_a_third_time_and_no_more():
+    async def run(*works: Callable[[], Coroutine[object, object, str]]) -> Replicas:
+        replicas = Replicas(*works)
+        pending = asyncio.create_task((await experienced()).answered(replicas.send))
+        done, _ = await asyncio.wait([pending], timeout=5 * MIN_WAIT_S)
+        assert [task.result() for task in done] == ["answer"] * (answers in works)
+        pending.cancel()
+        await asyncio.gather(pending, return_exceptions=True)
+        return replicas
+
+    assert [request.num_cancelled for request in asyncio.run(run(hangs, hangs, answers)).sent] == [1, 1, 0]
+    assert len(asyncio.run(run(hangs, hangs, hangs, hangs)).sent) == 3
 
 
 def test_the_first_answer_counts_even_where_the_second_try_fails():
