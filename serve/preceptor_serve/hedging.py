@@ -29,8 +29,8 @@ TIMES_USUAL: Final = 3.0
 """A request is late after this many times what 99 of 100 recent ones took."""
 ALLOWANCE: Final = 8.0
 EARNED: Final = 0.05
-"""Of a further try, by each answer: one request in 20 may be computed twice, and ALLOWANCE of them at once: as many as a
-replica holds under the default `max_ongoing_requests`, all of which are late when it hangs."""
+"""Of a further try, by each answer: one request in 20 may be computed twice, and ALLOWANCE of them at once: as many as
+a replica holds under the default `max_ongoing_requests`, all of which are late when it hangs."""
 
 
 @runtime_checkable
