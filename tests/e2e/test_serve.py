@@ -8,6 +8,7 @@ import re
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -220,23 +221,32 @@ def test_rays_own_ports_want_a_token(local_ray: object) -> None:
     assert raylet.get_authentication_mode() == raylet.AuthenticationMode.TOKEN
 
 
-def test_a_scorers_own_port_wants_a_token(session: httpx.Client) -> None:
-    import grpc
+def ports_of_scorers() -> list[int]:
+    """Every port that a scorer of this process's Ray listens on."""
     import psutil
 
-    answered = []
+    ports = []
     for process in psutil.Process().children(recursive=True):
-        if not any("ServeReplica" in part and "Scorer" in part for part in process.cmdline()):
-            continue
-        for found in process.net_connections("inet"):
-            if found.status == psutil.CONN_LISTEN:
-                with grpc.insecure_channel(f"127.0.0.1:{found.laddr.port}") as channel:
-                    ask = channel.unary_unary("/ray.serve.ASGIService/HandleRequest")
-                    with pytest.raises(grpc.RpcError) as refused:
-                        ask(b"", timeout=10)
-                    answered.append(refused.value.code())
+        # Ray's other processes come and go while they are listed.
+        with suppress(psutil.NoSuchProcess):
+            if any("ServeReplica" in part and "Scorer" in part for part in process.cmdline()):
+                connections = process.net_connections("inet")
+                ports += [found.laddr.port for found in connections if found.status == psutil.CONN_LISTEN]
+    return ports
+
+
+def test_a_scorers_own_port_wants_a_token(session: httpx.Client) -> None:
+    import grpc
+
+    answered = set()
+    for port in ports_of_scorers():
+        with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+            ask = channel.unary_unary("/ray.serve.ASGIService/HandleRequest")
+            with pytest.raises(grpc.RpcError) as refused:
+                ask(b"", timeout=10)
+            answered.add(refused.value.code())
     # Ray's core listens as well, and knows no such service.
-    assert set(answered) == {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.UNIMPLEMENTED}
+    assert answered == {grpc.StatusCode.UNAUTHENTICATED, grpc.StatusCode.UNIMPLEMENTED}
 
 
 def test_another_interface_without_keys_is_refused(session: httpx.Client, random_bundle: Path) -> None:
