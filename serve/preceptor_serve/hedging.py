@@ -19,8 +19,8 @@ from typing import Final, Protocol, TypeVar, runtime_checkable
 T = TypeVar("T")
 
 MAX_TRIES: Final = 3
-"""Of a late request. With two, one of 320 waited 20 s for the end of a replica that hung, in three runs of three of
-bench/serve_failures.py with gRPC between edge and scorer; with three, none in two runs."""
+"""Of a late request. With two, one to three of 320 waited 20 s for the end of a replica that hung, in three runs of
+three of bench/serve_failures.py with gRPC between edge and scorer; with three, none in two runs."""
 MIN_SEEN: Final = 20
 """Answers after which the usual time is known; before, nobody is thought late."""
 WINDOW: Final = 200
@@ -58,7 +58,7 @@ class Usual:
 
 
 class Hedge:
-    """Sends requests, and some of them twice. `died`: the errors of a replica that is gone; `clock` counts seconds."""
+    """Sends requests, some of them again. `died`: the errors of a replica that is gone; `clock` counts seconds."""
 
     def __init__(self, *, died: type[Exception] | tuple[type[Exception], ...], clock: Callable[[], float]) -> None:
         self._died = died
